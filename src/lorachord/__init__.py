@@ -1,0 +1,50 @@
+"""Multi-task low-rank adaptation: every method, behind PEFT's interface.
+
+Importing this package registers its adapter type with PEFT.
+
+>>> import torch, transformers, lorachord as lc
+>>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+>>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+>>> model = lc.attach(base, "mtl_lora", tasks=["cola", "sst2"], r=4)
+>>> with lc.on_task(model, ["cola", "sst2", "sst2"]):
+...     logits = model(input_ids=torch.arange(12).view(3, 4)).logits
+>>> tuple(logits.shape)
+(3, 4, 32)
+>>> type(lc.merge(model, task="cola")).__name__
+'LlamaForCausalLM'
+"""
+
+import lorachord.methods as methods
+from lorachord.attach import attach
+from lorachord.core.adapter import Adapter, LayerSpec
+from lorachord.core.budget import Count, Fit, count_parameters
+from lorachord.core.context import Context, Mixing
+from lorachord.core.registry import all_methods, get_method, register
+from lorachord.core.settings import MethodConfig, RankConfig, option
+from lorachord.export import export_lora, merge
+from lorachord.tuner import LorachordConfig, on_task, penalty
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Context",
+    "Count",
+    "Fit",
+    "LayerSpec",
+    "LorachordConfig",
+    "MethodConfig",
+    "Mixing",
+    "RankConfig",
+    "all_methods",
+    "attach",
+    "count_parameters",
+    "export_lora",
+    "get_method",
+    "merge",
+    "methods",
+    "on_task",
+    "option",
+    "penalty",
+    "register",
+]

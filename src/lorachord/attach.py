@@ -1,0 +1,73 @@
+"""The front door: a model and the name of a method in, a PeftModel out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lorachord.baselines import BASELINES, baseline_config
+from lorachord.core.registry import all_methods
+from lorachord.core.tasks import TaskNames
+from lorachord.core.words import suggest
+from lorachord.tuner.config import LorachordConfig
+
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def attach(
+    base: nn.Module,
+    method: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    adapter_name: str = "default",
+    **settings: Any,
+) -> PeftModel:
+    """Freeze a model and put an adapter on it.
+
+    Args:
+        base: the model; it is changed in place, as by `peft.get_peft_model`.
+        method: name of a method (`lorachord methods` lists them), or of a baseline, `peft_lora` or `peft_dora`.
+        tasks: ordered, unique task names; needed by methods with per-task parameters.
+        adapter_name: PEFT's name for the adapter. Default `default`.
+        settings: the method's options (`r=8`, `alpha=16`, `dropout=0.0`, ...) and the fields of `LorachordConfig`
+            (`target_modules`, `modules_to_save`, `layers_to_transform`, ...). `target_modules` is `all-linear` unless
+            given. `task_type` is taken from the class of `base` where that is unambiguous; for a
+            ForSequenceClassification model that makes its head trainable and saves it with the adapter.
+
+    Returns:
+        A `peft.PeftModel`; only the adapter (and the heads) are trainable.
+
+    Raises:
+        ValueError: an unknown method or option (the nearest is named), values out of range, targets that match
+            nothing, missing or repeated task names, or a model that has adapters already. The model is then as it was.
+    """
+    if method not in all_methods() and method not in BASELINES:
+        raise ValueError(f"There is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
+    if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        raise ValueError(
+            "The model has adapters already. Add another with model.add_adapter(name, LorachordConfig.build(...)), or "
+            "take the plain model back first, with model.unload()."
+        )
+    if "task_type" not in settings:
+        suffix = re.search("|".join(_TASK_TYPES), type(base).__name__)
+        settings["task_type"] = _TASK_TYPES[suffix[0]] if suffix else None
+    config: PeftConfig
+    if method in BASELINES:
+        TaskNames(tuple(tasks or ()))
+        config = baseline_config(method, **settings)
+    else:
+        config = LorachordConfig.build(method, tasks=None if tasks is None else list(tasks), **settings)
+    model = get_peft_model(base, config, adapter_name=adapter_name)
+    assert isinstance(model, PeftModel)
+    return model

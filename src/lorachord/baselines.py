@@ -1,0 +1,51 @@
+"""PEFT's own LoRA and DoRA under the names `peft_lora` and `peft_dora`, through PEFT's code, to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from peft import LoraConfig
+
+from lorachord.core.settings import RankConfig, option
+from lorachord.core.words import suggest
+
+BASELINES = {"peft_lora": "LoRA as PEFT computes it", "peft_dora": "DoRA (arXiv 2402.09353) as PEFT computes it"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(RankConfig):
+    """
+    Args:
+        rslora: scale by alpha / sqrt(r) in place of alpha / r. Default false.
+    """
+
+    rslora: bool = option(False)
+
+
+SHARED = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "task_type")
+
+
+def baseline_config(name: str, **keywords: Any) -> LoraConfig:
+    """PEFT's config for a baseline, from the same keywords as for any method.
+
+    Raises:
+        ValueError: an unknown keyword, or a value out of range.
+    """
+    known = {spec.name for spec in fields(BaselineConfig)}
+    for key in keywords:
+        if key not in known | set(SHARED):
+            raise ValueError(f"{name} has no option {key!r}. {suggest(key, known | set(SHARED))}")
+    options = BaselineConfig.from_dict({key: value for key, value in keywords.items() if key in known})
+    for field_name in ("r", "alpha"):
+        if len(options.values_of(field_name)) > 1:
+            raise ValueError(f"{name} takes one value for {field_name}; per-layer values are for LoRAchord's methods.")
+    shared = {key: value for key, value in keywords.items() if key in SHARED}
+    return LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        use_rslora=options.rslora,
+        use_dora=name == "peft_dora",
+        **{"target_modules": "all-linear", **shared},
+    )

@@ -1,0 +1,1 @@
+"""The equation, its kernel and its types. Depends on torch alone."""

@@ -1,0 +1,258 @@
+"""The one equation that every training-time method fills in.
+
+    y = W0 x + s * B' core(A' drop(x); x, ctx)
+
+Shapes: B samples, L rows of one sample, N = B * L rows; D inputs and O outputs of the layer; R rows of A', S columns of
+B'; T tasks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorachord.core import init
+from lorachord.core.context import NO_CONTEXT, Context, Mixing
+from lorachord.core.lowrank import Runs, rows_linear
+from lorachord.core.settings import MethodConfig
+from lorachord.core.tasks import TaskNames
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Where an adapter sits.
+
+    Attributes:
+        name: the module's name in the base model.
+        index: the transformer block that it belongs to, from 0.
+        num_layers: how many blocks there are.
+        d_in, d_out: features of its input and output.
+    """
+
+    name: str
+    index: int
+    num_layers: int
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Zero leaves with a task axis whose gradients are the factors' gradients per task (see `core/lowrank.py`).
+
+    Attributes:
+        down_TRD, up_TOS: zeros with `requires_grad`.
+    """
+
+    down_TRD: Tensor
+    up_TOS: Tensor
+
+
+class Adapter(nn.Module, ABC):
+    """One layer's adapter. A method is one final subclass; this class is never used on its own.
+
+    A method sets the class attributes, creates its parameters in `build`, and overrides the hooks that it needs:
+    `reset`, `down_weight`, `up_weight`, `core`, `penalty`. Everything else (merge, export, saving, the command line, the
+    contract tests) follows from these.
+
+    Attributes:
+        method: the name on the command line and in saved files.
+        paper: title and arXiv id.
+        mixing: what `core` may look at.
+        parameters_formula: trainable parameters of one layer, in terms of `d_in`, `d_out`, `T` and the config's fields.
+        Config: the config class, a frozen keyword-only dataclass.
+        probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
+
+    Args:
+        layer: where the adapter sits.
+        config: the method's config; per-layer values are resolved for `layer`.
+        tasks: the ordered task names; T is their number.
+    """
+
+    method: ClassVar[str]
+    paper: ClassVar[str]
+    mixing: ClassVar[Mixing]
+    parameters_formula: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+
+    down: nn.Parameter
+    up: nn.Parameter
+
+    def __init__(self, layer: LayerSpec, config: MethodConfig, tasks: TaskNames = TaskNames()) -> None:
+        super().__init__()
+        self.layer = layer
+        self.config = config.at(layer)
+        self.num_tasks = len(tasks)
+        self.probes: Probes | None = None
+        if self.mixing is Mixing.TASK:
+            # Saved beside the stacked parameters, whose order it fixes.
+            self.register_buffer("task_digest", torch.tensor(tasks.digest()))
+        self.build()
+        self.reset()
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create the parameters: at least `down` (R, D) and `up` (O, S)."""
+
+    def reset(self) -> None:
+        """Initialise the parameters so that the update is zero. Default: `down` Kaiming-uniform, `up` zero."""
+        init.kaiming_uniform_(self.down, fan_in=self.layer.d_in)
+        nn.init.zeros_(self.up)
+
+    @property
+    def scale(self) -> float:
+        """s. Default alpha / r; methods without these fields override it."""
+        return self.config.alpha / self.config.r  # type: ignore[attr-defined]
+
+    def down_weight(self) -> Tensor:
+        """A' (R, D), a pure function of the parameters. Default: `down`."""
+        return self.down
+
+    def up_weight(self) -> Tensor:
+        """B' (O, S), a pure function of the parameters. Default: `up`."""
+        return self.up
+
+    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
+        """The mixing between the factors: (B, L, S), linear in `h`. Default: the identity.
+
+        Args:
+            h_BLR: `A' drop(x)`, in the dtype to compute in; may be non-contiguous.
+            x_BLD: the layer's raw input, for routers; None when the core's matrix is read off (not for INPUT methods).
+            ctx: tasks and masks of this pass; a TASK method always finds `task_ids_B` set, with B or 1 entries.
+        """
+        return h_BLR
+
+    def penalty(self) -> Tensor | None:
+        """A scalar to add to the loss, already weighted, or None. Default: None."""
+        return None
+
+    @property
+    def records_penalty(self) -> bool:
+        """Whether `penalty` is made of what the last forward recorded (so that it needs that forward's graph)."""
+        return False
+
+    @final
+    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
+        """`out + s * B' core(A' drop(x))`.
+
+        Args:
+            x: (..., D), the layer's input.
+            out: (..., O), what the frozen layer made of it; not changed.
+            ctx: tasks and masks of this pass.
+
+        Raises:
+            ValueError: a TASK method without task ids, or ids that do not fit the rows.
+        """
+        ctx = self._checked(ctx, x)
+        # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x_ND = x.reshape(-1, self.layer.d_in).to(dtype)
+        dropped_ND = F.dropout(x_ND, self.config.dropout, self.training)
+        probes, row_runs = self.probes, self._row_runs(ctx, len(x_ND))
+
+        h_NR = rows_linear(
+            dropped_ND,
+            self.down_weight().to(dtype),
+            probe_TOI=probes and probes.down_TRD,
+            row_runs=row_runs,
+        )
+        num_samples = ctx.num_samples or (x.shape[0] if x.dim() > 2 else 1)
+        shape = (num_samples, len(x_ND) // max(num_samples, 1))
+        h_BLS = self.core(h_NR.unflatten(0, shape), x_ND.unflatten(0, shape), ctx)
+        h_NS = h_BLS.flatten(0, 1)
+        update = dict(probe_TOI=probes and probes.up_TOS, row_runs=row_runs, scale=self.scale)
+        if out.dtype == dtype:
+            out_NO = rows_linear(h_NS, self.up_weight().to(dtype), out_NO=out.reshape(-1, self.layer.d_out), **update)
+            return out_NO.view(out.shape)
+        return out + rows_linear(h_NS, self.up_weight().to(dtype), **update).view(out.shape).to(out.dtype)
+
+    @final
+    def factors(self, task: int | None = None) -> tuple[Tensor, Tensor]:
+        """The plain LoRA that this adapter equals: `(A', s B' M)` with M the core's matrix.
+
+        Args:
+            task: index of the task; needed by TASK methods, ignored by STATIC ones.
+
+        Returns:
+            down (R, D) and up (O, R), float32 or wider, detached; the update is `up @ down`, the scale is in `up`.
+
+        Raises:
+            ValueError: an INPUT method, or a TASK method without a task.
+        """
+        self.require_matrix(task)
+        was_training = self.training
+        with torch.no_grad():
+            self.eval()
+            down_RD, up_OS = self.down_weight(), self.up_weight()
+            identity_1RR = torch.eye(len(down_RD), dtype=down_RD.dtype, device=down_RD.device)[None]
+            ctx = NO_CONTEXT if task is None else Context.of_tasks([task], down_RD.device)
+            matrix_RS = self.core(identity_1RR, None, ctx)[0]
+            self.train(was_training)
+            return down_RD.clone(), self.scale * up_OS @ matrix_RS.t()
+
+    @classmethod
+    def require_matrix(cls, task: int | None) -> None:
+        """Raise the ValueError of `factors` if the update is no fixed matrix, or not without a task."""
+        if cls.mixing is Mixing.INPUT:
+            raise ValueError(
+                f"{cls.method} routes by its input, so it equals no single LoRA and can be neither merged nor exported "
+                "as one. Serve it as it is (save_pretrained, then PeftModel.from_pretrained with lorachord imported), "
+                "or train a method whose core is static or per task: see `lorachord methods`."
+            )
+        if cls.mixing is Mixing.TASK and task is None:
+            raise ValueError(
+                f"{cls.method} has one weight per task, so say which: lorachord.merge(model, task=...), "
+                "lorachord.export_lora(model, out, task=...), or merge inside `with lorachord.on_task(model, task):`."
+            )
+
+    @final
+    def delta(self, task: int | None = None) -> Tensor:
+        """The dense update (O, D) that merging adds to W0; arguments and errors as in `factors`."""
+        down_RD, up_OR = self.factors(task)
+        return up_OR @ down_RD
+
+    @final
+    def _checked(self, ctx: Context, x: Tensor) -> Context:
+        if self.mixing is Mixing.TASK and ctx.task_ids_B is None:
+            raise ValueError(
+                f"{self.method} needs the task of each sample, and none was named. Wrap the call in "
+                "`with lorachord.on_task(model, tasks):`, or pass `lorachord_tasks=` to the model."
+            )
+        num_rows = x.numel() // self.layer.d_in
+        if ctx.num_samples is not None and num_rows % ctx.num_samples:
+            raise ValueError(
+                f"{ctx.num_samples} samples have a task, but {self.layer.name} got {num_rows} rows, which is not a "
+                "multiple of that. Name one task per sample of the batch, or one for all."
+            )
+        return ctx.to(x.device)
+
+    @final
+    def _row_runs(self, ctx: Context, num_rows: int) -> Runs | None:
+        if self.probes is None:
+            return None
+        if ctx.runs is None or ctx.num_samples is None:
+            raise ValueError("Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...).")
+        rows = num_rows // ctx.num_samples
+        return tuple((task, start * rows, stop * rows) for task, start, stop in ctx.runs)
+
+    @final
+    def attach_probes(self, num_tasks: int) -> Probes:
+        """From now on collect the factors' gradients per task, in the returned leaves, and not on the factors."""
+        self.probes = Probes(
+            *(
+                torch.zeros(num_tasks, *weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+                for weight in (self.down_weight(), self.up_weight())
+            )
+        )
+        return self.probes
+
+    @final
+    def detach_probes(self) -> None:
+        """Back to ordinary gradients."""
+        self.probes = None

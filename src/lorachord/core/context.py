@@ -1,0 +1,74 @@
+"""What a core may look at besides its argument.
+
+Shapes: B samples, L rows of one sample, N = B * L rows, T tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+
+class Mixing(Enum):
+    """What a method's core depends on, hence what can be merged and exported."""
+
+    STATIC = "static"
+    """A fixed matrix: merges into one weight and exports as one LoRA."""
+    TASK = "task"
+    """One matrix per task: merges and exports once per task, and needs the task of each sample."""
+    INPUT = "input"
+    """Depends on the input: neither merges nor exports exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One forward pass as the adapters of one name see it. Immutable: a recompute restores it by reference.
+
+    Attributes:
+        task_ids_B: task of each sample, int64; one entry stands for every sample. None where no task was named.
+        runs: maximal runs of equal tasks as `(task, first sample, past-the-last sample)`; a batch sorted by task has
+            one run a task. Kept beside the tensor so that a backward pass needs no synchronisation.
+        token_mask_BL: True for the tokens that count (not padding); None where all do.
+        recording: False in a checkpoint's recompute, in which statistics and penalties must not be taken again.
+    """
+
+    task_ids_B: Tensor | None = None
+    runs: tuple[tuple[int, int, int], ...] | None = None
+    token_mask_BL: Tensor | None = None
+    recording: bool = True
+
+    @classmethod
+    def of_tasks(cls, ids: list[int], device: torch.device | None = None) -> Self:
+        """The context of samples whose tasks are `ids`."""
+        runs, start = [], 0
+        for task, group in groupby(ids):
+            stop = start + len(list(group))
+            runs.append((task, start, stop))
+            start = stop
+        if len(runs) == 1:
+            return cls(task_ids_B=torch.tensor(ids[:1], device=device), runs=((ids[0], 0, 1),))
+        return cls(task_ids_B=torch.tensor(ids, device=device), runs=tuple(runs))
+
+    @property
+    def num_samples(self) -> int | None:
+        """B, or None where no task was named."""
+        return None if self.task_ids_B is None else len(self.task_ids_B)
+
+    @property
+    def single_task(self) -> int | None:
+        """The task, if every sample has the same one."""
+        return self.runs[0][0] if self.runs is not None and len(self.runs) == 1 else None
+
+    def to(self, device: torch.device) -> Self:
+        """The same context with its task ids on `device`."""
+        if self.task_ids_B is None or self.task_ids_B.device == device:
+            return self
+        return replace(self, task_ids_B=self.task_ids_B.to(device))
+
+
+NO_CONTEXT = Context()

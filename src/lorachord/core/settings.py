@@ -1,0 +1,129 @@
+"""Configuration of a method: frozen dataclasses whose fields carry their own checks.
+
+A field may hold one value, or, where it is declared `per_layer`, a tuple of values that is spread evenly over the
+transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Its annotation
+is that of one value, which is what a layer sees after `at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from lorachord.core.words import suggest
+
+if TYPE_CHECKING:
+    from lorachord.core.adapter import LayerSpec
+
+
+def option(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    per_layer: bool = False,
+) -> Any:
+    """A checked field of a method's config.
+
+    Args:
+        default: the default value; the type of its first value is the type that the field accepts.
+        low, high: inclusive bounds.
+        above, below: exclusive bounds.
+        choices: the strings that are allowed.
+        per_layer: whether a tuple with one value per group of blocks is accepted.
+    """
+    sample = default[0] if isinstance(default, tuple) else default
+    bounds = {"at least": low, "at most": high, "above": above, "below": below}
+    rules = {name: bound for name, bound in bounds.items() if bound is not None}
+    checks = {"kind": type(sample), "rules": rules, "choices": choices, "per_layer": per_layer}
+    return field(default=default, metadata=checks)
+
+
+def _has_kind(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+_COMPARE: dict[str, Callable[[Any, float], bool]] = {
+    "at least": lambda value, bound: value >= bound,
+    "at most": lambda value, bound: value <= bound,
+    "above": lambda value, bound: value > bound,
+    "below": lambda value, bound: value < bound,
+}
+_KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """What every method can be told.
+
+    Args:
+        dropout: probability of dropping an entry of the input of `A`, in training. Default 0.
+    """
+
+    dropout: float = option(0.0, low=0, below=1)
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            self._check(spec.name, getattr(self, spec.name), spec.metadata)
+
+    def values_of(self, name: str) -> tuple[Any, ...]:
+        """The values of one field over the layers: its tuple, or its one value as a tuple."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,)
+
+    def _check(self, name: str, value: Any, checks: Mapping[str, Any]) -> None:
+        kind, rules, choices, per_layer = (checks[key] for key in ("kind", "rules", "choices", "per_layer"))
+        values = value if isinstance(value, tuple) and per_layer and value else (value,)
+        for single in values:
+            fits = _has_kind(single, kind) and all(_COMPARE[rule](single, bound) for rule, bound in rules.items())
+            if fits and (choices is None or single in choices):
+                continue
+            expected = f"one of {', '.join(choices)}" if choices else _KIND_NAMES[kind]
+            expected += "".join(f", {rule} {bound:g}" for rule, bound in rules.items())
+            expected += ", or a list with one such value per group of layers" if per_layer else ""
+            raise ValueError(f"{type(self).__qualname__}: {name} = {value!r}, but it must be {expected}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain data (lists become tuples). Unknown keys are errors that name the nearest known one."""
+        known = {spec.name for spec in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{cls.__qualname__} has no option {key!r}. {suggest(key, known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold; `from_dict` takes it back."""
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    def at(self, layer: LayerSpec) -> Self:
+        """The config of one layer: every per-layer tuple replaced by that layer's value."""
+        chosen = {}
+        for spec in fields(self):
+            values = self.values_of(spec.name)
+            chosen[spec.name] = values[layer.index * len(values) // layer.num_layers]
+        return replace(self, **chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(MethodConfig):
+    """What every method with one rank and the scale `alpha / r` can be told.
+
+    Args:
+        r: rank of one factor pair. Default 8; per layer.
+        alpha: numerator of the scale `s = alpha / r`. Default 16; per layer.
+    """
+
+    r: int = option(8, low=1, per_layer=True)
+    alpha: float = option(16.0, above=0, per_layer=True)

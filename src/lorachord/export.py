@@ -1,0 +1,151 @@
+"""From an adapter to something that runs without this package: merged weights, or an ordinary LoRA."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorachord.tuner.card import write_export_card
+from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.layer import LorachordLinear
+from lorachord.tuner.model import tied_targets
+from lorachord.tuner.state import on_task
+
+
+def merge(model: PeftModel, task: str | int | None = None, *, untie: bool = False, inplace: bool = False) -> nn.Module:
+    """The base model with the active adapter merged into its weights: a plain model, without any trace of PEFT.
+
+    Args:
+        model: a PeftModel with a static or per-task adapter, or one of PEFT's own.
+        task: name or index; needed by methods with one weight per task.
+        untie: give adapted layers that share a weight with others (a tied `lm_head`) a weight of their own first.
+        inplace: use `model`'s own weights, and with that end it, rather than a copy of the whole model.
+
+    Raises:
+        ValueError: an input-routed method, a missing or unknown task, or a tied weight without `untie`. The model is
+            then as it was.
+    """
+    _require_peft_model(model)
+    with on_task(model, task) if task is not None else nullcontext():
+        # What cannot be merged is refused before the copy.
+        model.base_model._check_merge_allowed() if not untie else None
+        target = model if inplace else copy.deepcopy(model)
+        if untie:
+            _untie(target)
+        merged: nn.Module = target.merge_and_unload()
+    return merged
+
+
+def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None) -> Path:
+    """Write the active adapter as a plain LoRA folder, which loads with PEFT alone (and serves wherever LoRAs do).
+
+    The factors are exact, `(A', s B' M)` with M the core's matrix, saved with `lora_alpha = r`. Heads and other
+    `modules_to_save` go with it.
+
+    Args:
+        model: a PeftModel with a static or per-task adapter, or one of PEFT's own.
+        out: the folder to make; it must not hold anything.
+        task: name or index; needed by methods with one weight per task.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: an input-routed method, a missing or unknown task, or a folder that holds something. Nothing is
+            then written.
+    """
+    _require_peft_model(model)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
+    name = model.active_adapter
+    config = model.peft_config[name]
+    if not isinstance(config, LorachordConfig):
+        with tempfile.TemporaryDirectory() as scratch:
+            model.save_pretrained(scratch, selected_adapters=[name])
+            return _move(Path(scratch, "" if name == "default" else name), out)
+
+    index = None if task is None else config.task_names.index(task)
+    factors, tensors = {}, {}
+    for path, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
+            factors[path] = layer.lorachord_adapter[name].factors(index)  # type: ignore[operator]
+    for path, (down_RD, up_OR) in factors.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = down_RD
+        tensors[f"base_model.model.{path}.lora_B.weight"] = up_OR
+    saved = get_peft_model_state_dict(model, adapter_name=name)
+    tensors |= {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
+
+    lora = _lora_config(model.base_model.model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, out.name)
+        lora.save_pretrained(str(folder))
+        save_file(_separate(tensors), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_export_card(folder, lora, config.method, None if index is None else str(task))
+        return _move(folder, out)
+
+
+def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, int]) -> LoraConfig:
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {re.escape(path): rank for path, rank in ranks.items() if rank != common}
+    conv1d = any(isinstance(base.get_submodule(path).get_base_layer(), Conv1D) for path in ranks)  # type: ignore[operator]
+    return LoraConfig(
+        r=common,
+        lora_alpha=common,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=_short_names(base, ranks),
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=conv1d,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+    )
+
+
+def _short_names(base: nn.Module, adapted: Mapping[str, int]) -> list[str]:
+    """Last name parts (`q_proj`), as servers want them, where these match exactly the adapted layers; else whole names."""
+    inside = tuple(path + "." for path in adapted)
+    others = {path for path, _ in base.named_modules() if path not in adapted and not path.startswith(inside)}
+    taken = {path.rpartition(".")[2] for path in others}
+    return sorted({path if path.rpartition(".")[2] in taken else path.rpartition(".")[2] for path in adapted})
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU that share no memory, as safetensors wants them."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+
+
+def _move(folder: Path, out: Path) -> Path:
+    """Put a finished folder in its place, so that `out` is never half written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rmdir()
+    shutil.move(folder, out)
+    return out
+
+
+def _untie(model: PeftModel) -> None:
+    base = model.base_model.model
+    for path in tied_targets(base):
+        layer = base.get_submodule(path).get_base_layer()  # type: ignore[operator]
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
+
+
+def _require_peft_model(model: nn.Module) -> None:
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"Expected a PeftModel, as lorachord.attach returns it; got {type(model).__name__}.")

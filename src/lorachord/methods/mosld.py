@@ -1,0 +1,99 @@
+"""MoSLD: one shared A whose entries are dropped in training, several B, and a top-k router for each token.
+
+    S = topk(softmax(W_l x), k), renormalised;   A~ = A * mask / (1 - p)
+    y = W0 x + s * sum_e S_e B_e A~ x,  s = alpha / r
+
+"MoSLD: An Extremely Parameter-Efficient Mixture-of-Shared LoRAs for Multi-Task Learning" (arXiv 2412.08946).
+A is Gaussian with standard deviation 1/r, B zero. One mask is drawn per layer and optimiser step, so that it is the same
+in a checkpoint's recompute and over an accumulation window; the input itself is not dropped unless `dropout` says so.
+
+Differs from the authors' code, of which no release was at hand: written from the paper, whose balance weight is not
+given (0.001 is the default of the code that it builds on) and whose experts per layer are given both as 2-4-6-8 from
+the bottom up (the default here) and as 8-6-4-2.
+"""
+
+from dataclasses import dataclass
+from typing import final
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import Context, Mixing
+from lorachord.core.registry import register
+from lorachord.core.routing import Router
+from lorachord.core.settings import RankConfig, option
+
+
+@register
+@final
+class MoSLD(Adapter):
+    """`down` is A (r, d_in), `up` stacks the B_e (d_out, E r), `router.weight` is W_l (E, d_in)."""
+
+    method = "mosld"
+    paper = "MoSLD (arXiv 2412.08946)"
+    mixing = Mixing.INPUT
+    parameters_formula = "r*d_in + num_experts*r*d_out + num_experts*d_in"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """
+        Args:
+            num_experts: E. Default (2, 4, 6, 8), spread over the blocks from the first to the last; per layer.
+            top_k: K, how many experts a token uses. Default 2.
+            weight_dropout: p, probability of dropping an entry of A. Default 0.1.
+            balance: weight of the Switch balance loss of each layer. Default 0.001.
+        """
+
+        num_experts: int = option((2, 4, 6, 8), low=2, per_layer=True)
+        top_k: int = option(2, low=2)
+        weight_dropout: float = option(0.1, low=0, below=1)
+        balance: float = option(0.001, low=0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            fewest = min(self.values_of("num_experts"))
+            if self.top_k > fewest:
+                raise ValueError(f"MoSLD.Config: top_k = {self.top_k}, but some layers have only {fewest} experts.")
+
+    config: Config
+
+    def build(self) -> None:
+        config, layer = self.config, self.layer
+        self.down = nn.Parameter(torch.empty(config.r, layer.d_in))
+        self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
+        self.router = Router(layer.d_in, config.num_experts, top_k=config.top_k, balance=config.balance)
+        self.mask: Tensor | None = None
+        self.mask_version = -1
+
+    def reset(self) -> None:
+        nn.init.normal_(self.down, std=1 / self.config.r)
+        nn.init.zeros_(self.up)
+        self.router.reset()
+
+    def down_weight(self) -> Tensor:
+        if not self.training or not self.config.weight_dropout:
+            return self.down
+        # An optimiser step changes A in place, and the version counts such changes: a new version, a new mask. The
+        # seed has the run's own seed in it, so that data-parallel ranks draw the same.
+        version = self.down._version
+        if self.mask is None or version != self.mask_version or self.mask.device != self.down.device:
+            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {version}".encode())
+            generator = torch.Generator().manual_seed(seed)
+            kept = torch.rand(self.down.shape, generator=generator) >= self.config.weight_dropout
+            self.mask = kept.to(self.down.device, self.down.dtype) / (1 - self.config.weight_dropout)
+            self.mask_version = version
+        return self.down * self.mask
+
+    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
+        assert x_BLD is not None
+        gates_BLE = self.router(x_BLD, ctx)
+        return (gates_BLE.unsqueeze(-1) * h_BLR.unsqueeze(-2)).flatten(-2)
+
+    def penalty(self) -> Tensor | None:
+        return self.router.penalty()
+
+    @property
+    def records_penalty(self) -> bool:
+        return self.config.balance > 0

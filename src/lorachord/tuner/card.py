@@ -1,0 +1,66 @@
+"""Model cards: what a folder holds, what it was made for, and how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftConfig
+
+from lorachord.core.context import Mixing
+from lorachord.core.registry import get_method
+
+if TYPE_CHECKING:
+    from lorachord.tuner.config import LorachordConfig
+
+
+def write_card(folder: Path, config: LorachordConfig) -> None:
+    """Write `README.md` for a saved adapter."""
+    method = get_method(config.method)
+    task_rows = "".join(f"{index}. {name}\n" for index, name in enumerate(config.tasks or ()))
+    options = "".join(f"| {key} | {value} |\n" for key, value in sorted(config.options.items()))
+    example = (
+        "import lorachord  # registers the adapter type with PEFT\n"
+        "from peft import PeftModel\n\n"
+        f'model = PeftModel.from_pretrained(base, "{folder.name}")\n'
+    )
+    if method.mixing is Mixing.TASK:
+        task = (config.tasks or [""])[0]
+        example += f'with lorachord.on_task(model, "{task}"):\n    output = model(**batch)\n'
+    _write(
+        folder,
+        config,
+        f"# LoRAchord adapter: {config.method}\n\nMethod: {method.paper}. Base model: {_base(config)}.\n\n"
+        f"## Use\n\n```python\n{example}```\n\n"
+        + (f"## Tasks, in the order of the stacked parameters\n\n{task_rows}\n" if task_rows else "")
+        + f"## Options\n\n| option | value |\n|---|---|\n{options}",
+    )
+
+
+def write_export_card(folder: Path, config: PeftConfig, method: str, task: str | None) -> None:
+    """Write `README.md` for an exported plain LoRA."""
+    for_task = f" for the task {task}" if task is not None else ""
+    _write(
+        folder,
+        config,
+        f"# Plain LoRA{for_task}\n\nExported from a LoRAchord adapter ({method}); it needs PEFT alone. Base model: "
+        f'{_base(config)}.\n\n```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{folder.name}")\n'
+        "```\n\nThe scale is in `lora_B`, so `lora_alpha` equals the rank.\n",
+    )
+
+
+def _base(config: PeftConfig) -> str:
+    return f"`{config.base_model_name_or_path}`" if config.base_model_name_or_path else "not named"
+
+
+def _write(folder: Path, config: PeftConfig, body: str) -> None:
+    path = folder / "README.md"
+    if path.is_file():
+        # PEFT has written one already: its metadata stay.
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        card.text = body
+    else:
+        data = ModelCardData(library_name="peft", base_model=config.base_model_name_or_path, tags=["lorachord", "lora"])
+        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    card.save(path)

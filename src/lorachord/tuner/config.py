@@ -1,0 +1,141 @@
+"""The config that PEFT knows an adapter by, and that is saved beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
+from safetensors import SafetensorError, safe_open
+
+from lorachord.core.context import Mixing
+from lorachord.core.registry import get_method
+from lorachord.core.settings import MethodConfig
+from lorachord.core.tasks import TaskNames
+from lorachord.core.words import suggest
+
+FORMAT_VERSION = 1
+PEFT_NAME = "LORACHORD"
+
+
+@dataclass
+class LorachordConfig(PeftConfig):
+    """An adapter of any method, for `peft.get_peft_model`. `lorachord.attach` builds one from flat keywords.
+
+    Args:
+        method: name of the method; `lorachord methods` lists them. Default `lora`.
+        tasks: ordered, unique task names. Needed by methods with per-task parameters, welcome for all.
+        options: the method's own options (rank, alpha, dropout, ...), as a dict; unknown keys are errors.
+        target_modules: module name suffixes, a regex, or `all-linear` (default: all linears but the output layer).
+        exclude_modules: suffixes or a regex of modules to leave out.
+        modules_to_save: modules to train in full and save beside the adapter (heads).
+        layers_to_transform, layers_pattern: restrict `target_modules` to some blocks, as in PEFT's LoraConfig.
+        format_version: of the saved files; set by the library.
+        base_fingerprint: what the adapter was trained on, to refuse another base; set by the library.
+
+    Raises:
+        ValueError: unknown method or option (the nearest is named), values out of range, missing or repeated tasks,
+            a newer format.
+    """
+
+    method: str = "lora"
+    tasks: list[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    target_modules: list[str] | str | None = "all-linear"
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    target_parameters: None = None
+    format_version: int = FORMAT_VERSION
+    base_fingerprint: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType[PEFT_NAME]
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This adapter has format {self.format_version}, and this lorachord reads up to {FORMAT_VERSION}: "
+                "it was written by a newer version. Upgrade with `pip install -U lorachord`."
+            )
+        method = get_method(self.method)
+        self.options = method.Config.from_dict(self.options).to_dict()
+        if isinstance(self.tasks, str):
+            raise ValueError(f"tasks must be a list of names, not the string {self.tasks!r}.")
+        self.tasks = None if self.tasks is None else list(self.tasks)
+        if method.mixing is Mixing.TASK and not self.tasks:
+            raise ValueError(f"{self.method} has parameters for each task: name them, as in tasks=['cola', 'sst2'].")
+        _ = self.task_names
+        # PEFT matches sets; lists come from JSON and from users.
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                setattr(self, name, set(value))
+
+    @property
+    def task_names(self) -> TaskNames:
+        """The tasks in the order of the stacked parameters."""
+        return TaskNames(tuple(self.tasks or ()), accepts_unknown=self.options.get("unknown_task") == "mean")
+
+    @property
+    def method_config(self) -> MethodConfig:
+        """The method's own config."""
+        return get_method(self.method).Config.from_dict(self.options)
+
+    @classmethod
+    def build(cls, method: str, **keywords: Any) -> LorachordConfig:
+        """From flat keywords: fields of this class and options of the method, side by side.
+
+        Raises:
+            ValueError: a keyword that is neither; the nearest is named.
+        """
+        own = {spec.name for spec in fields(cls) if spec.init} - {"method", "options"}
+        known = {spec.name for spec in fields(get_method(method).Config)}
+        for key in keywords:
+            if key not in own | known:
+                raise ValueError(f"{method} has no option {key!r}. {suggest(key, own | known)}")
+        options = {key: value for key, value in keywords.items() if key in known}
+        return cls(method=method, options=options, **{key: keywords[key] for key in keywords.keys() & own})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> LorachordConfig:
+        """Load a saved config; a local folder is checked for whole weights before anything is built.
+
+        Raises:
+            ValueError: the folder has no weights, or a truncated file.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if folder.is_dir():
+            check_weights(folder)
+        config: LorachordConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the config, with sorted lists in place of sets and the model card beside it."""
+        super().save_pretrained(save_directory, **kwargs)
+        from lorachord.tuner.card import write_card
+
+        write_card(Path(save_directory), self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        plain: dict[str, Any] = super().to_dict()
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
+
+
+def check_weights(folder: Path) -> None:
+    """Raise a ValueError unless `folder` holds a whole weights file."""
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        found: Sequence[str] = sorted(entry.name for entry in folder.iterdir())
+        raise ValueError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; found {', '.join(found) or 'nothing'}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); copy or download it again.") from error

@@ -1,0 +1,149 @@
+"""The tuner: puts adapters into a model, the way PEFT's own tuners do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import get_quantization_kwargs
+from torch import Tensor, nn
+
+from lorachord.core.adapter import LayerSpec
+from lorachord.core.registry import get_method
+from lorachord.core.words import suggest
+from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.fingerprint import check_base, fingerprint
+from lorachord.tuner.layer import LorachordLinear
+from lorachord.tuner.state import SharedState, adapted_layers, states_of
+from lorachord.tuner.targets import plan
+
+CONTAINER = "lorachord_adapter"
+
+
+class LorachordModel(BaseTuner):
+    """What `peft.get_peft_model` wraps a model in, for a `LorachordConfig`."""
+
+    prefix = "lorachord_"
+    tuner_layer_cls = LorachordLinear
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Check the config against the model, and then put the adapter in.
+
+        Raises:
+            ValueError: targets that match nothing or cannot be adapted, or a base other than the saved adapter's. The
+                model is then as it was.
+        """
+        config = self.peft_config[adapter_name]
+        layers = plan(model, config)
+        found = fingerprint(model, layers)
+        if config.base_fingerprint is None:
+            config.base_fingerprint = found
+        else:
+            check_base(config.base_fingerprint, found)
+
+        self._layers: dict[str, LayerSpec] = {layer.name: layer for layer in layers}
+        self._shared = next(iter(states_of(model)), None) or SharedState()
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        self._shared.add_adapter(model, adapter_name, config.task_names)
+
+    def _create_and_replace(
+        self,
+        peft_config: LorachordConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if current_key not in self._layers:
+            raise ValueError(f"The saved adapter has weights for {current_key!r}. {suggest(current_key, self._layers)}")
+        method = get_method(peft_config.method)
+        adapter = method(self._layers[current_key], peft_config.method_config, peft_config.task_names)
+        if isinstance(target, LorachordLinear):
+            target.update_layer(adapter_name, adapter)
+            return
+        layer = LorachordLinear(target, self._shared, adapter_name, **get_quantization_kwargs(self))
+        layer.update_layer(adapter_name, adapter)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; its tasks are forgotten with it."""
+        super().delete_adapter(adapter_name)
+        for shared in states_of(self.model):
+            shared.task_names.pop(adapter_name, None)
+
+    def _check_merge_allowed(self) -> None:
+        """Raise a ValueError, before any weight has changed, if the active adapters cannot be merged."""
+        for layer in adapted_layers(self.model):
+            for name in layer.active_adapters:
+                if name in layer.lorachord_adapter:
+                    layer.require_matrix(name)
+        tied = tied_targets(self.model)
+        if tied:
+            raise ValueError(
+                f"{', '.join(tied)} shares its weight with another layer, which merging would change as well. Untie "
+                "them first: lorachord.merge(model, untie=True), or load the base with tie_word_embeddings=False."
+            )
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        shared = states_of(self.model)
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment, func-returns-value]
+        for state in shared:
+            state.uninstall(model)
+        return model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT's own looks for the name at the end of the key, and so misses parameters of nested modules (a router's).
+        name = re.escape(adapter_name)
+        return re.sub(rf"(^|\.){CONTAINER}\.{name}(?=\.)", rf"\1{CONTAINER}", key)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: LorachordConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Besides the renaming: a ValueError for missing tensors and for reordered tasks, before any is loaded."""
+        renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        expected = {
+            f"{path}.{CONTAINER}.{adapter_name}.{key}"
+            for path, layer in model.named_modules()
+            if isinstance(layer, LorachordLinear) and adapter_name in layer.lorachord_adapter
+            for key in layer.lorachord_adapter[adapter_name].state_dict()
+        }
+        missing = sorted(expected - renamed.keys())
+        if missing:
+            raise ValueError(
+                f"The saved adapter is incomplete: {len(missing)} of {len(expected)} tensors are missing, among them "
+                f"{missing[0]}."
+            )
+        for key, value in renamed.items():
+            if key.endswith(".task_digest"):
+                config.task_names.check_digest(value)
+        return renamed
+
+
+def tied_targets(model: nn.Module) -> list[str]:
+    """The adapted layers whose base weight is also another layer's."""
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return [
+        path
+        for path, layer in model.named_modules()
+        if isinstance(layer, LorachordLinear)
+        and isinstance(layer.get_base_layer().weight, torch.nn.Parameter)
+        and owners.get(id(layer.get_base_layer().weight), 0) > 1
+    ]

@@ -1,0 +1,206 @@
+"""What the adapted layers of one model share: the tasks of the current forward pass, for each adapter name.
+
+One hook on the model that was injected into prepares every forward pass. It is the only place that all roads pass (a
+PeftModel, the bare model after `load_adapter`, `generate`), and it is where gradient checkpointing, which Trainer turns
+on long after the adapter was attached, is taught to recompute under the tasks of its own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.core.tasks import TaskNames, Tasks
+from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
+from lorachord.tuner.layer import LorachordLinear
+
+TASKS_KEYWORD = "lorachord_tasks"
+Contexts = dict[str, Context]
+
+
+class SharedState:
+    """Shared by reference among the layers of one model; one for each model, whatever adapters it has.
+
+    Attributes:
+        task_names: the tasks of each adapter.
+        recording: the adapters whose penalty is recorded in the forward pass.
+        unverified: the adapters whose saved task order has not been compared with their task names yet.
+        named: the contexts that `on_task` has set; replaced, never changed.
+        contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask.
+    """
+
+    def __init__(self) -> None:
+        self.task_names: dict[str, TaskNames] = {}
+        self.recording: set[str] = set()
+        self.unverified: set[str] = set()
+        self.named: Contexts = {}
+        self.contexts: Contexts = {}
+        self.checkpointed: list[nn.Module] = []
+
+    def add_adapter(self, model: nn.Module, name: str, task_names: TaskNames) -> None:
+        """Take up an adapter that was put into `model`, and hook the model if that is the first."""
+        self.task_names[name] = task_names
+        self.unverified.add(name)
+        adapters = [layer.lorachord_adapter[name] for layer in adapted_layers(model) if name in layer.lorachord_adapter]
+        if any(adapter.records_penalty for adapter in adapters):
+            self.recording.add(name)
+        self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+        if not self._hooks_of(model):
+            model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+
+    def uninstall(self, model: nn.Module) -> None:
+        """Take everything back that has been put into `model`."""
+        for key in self._hooks_of(model):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+        for module in self.checkpointed:
+            wrapped = vars(module).get("_gradient_checkpointing_func")
+            if isinstance(wrapped, TaskCheckpoint):
+                module._gradient_checkpointing_func = wrapped.checkpoint
+
+    def _hooks_of(self, model: nn.Module) -> list[int]:
+        hooks = model._forward_pre_hooks.items()
+        return [key for key, hook in hooks if isinstance(getattr(hook, "__self__", None), SharedState)]
+
+    def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The hook: settle the contexts of this pass."""
+        if self.unverified:
+            self._verify_tasks(model)
+        contexts = self.named
+        if TASKS_KEYWORD in kwargs:
+            tasks = kwargs.pop(TASKS_KEYWORD)
+            contexts = self.resolve(tasks, active_adapters(model))
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask_BL = mask.bool()
+            contexts = {name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in self.task_names}
+        self.contexts = contexts
+        if model.training and torch.is_grad_enabled():
+            self._check_batch(args, kwargs)
+        self._prepare_checkpointing(model)
+        return args, kwargs
+
+    def _verify_tasks(self, model: nn.Module) -> None:
+        # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.
+        for layer in adapted_layers(model):
+            for name in self.unverified.intersection(layer.lorachord_adapter):
+                digest = getattr(layer.lorachord_adapter[name], "task_digest", None)
+                if digest is not None:
+                    self.task_names[name].check_digest(digest)
+        self.unverified.clear()
+
+    def _check_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Generation repeats samples (beams), training does not: here the ids must be those of this very batch.
+        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        for context in self.contexts.values():
+            if batch is not None and context.num_samples not in (None, 1, len(batch)):
+                raise ValueError(f"{context.num_samples} samples have a task, but the batch has {len(batch)}.")
+
+    def _prepare_checkpointing(self, model: nn.Module) -> None:
+        for module in self.checkpointed:
+            function = vars(module).get("_gradient_checkpointing_func")
+            if function is None:
+                continue
+            if not isinstance(function, TaskCheckpoint):
+                module._gradient_checkpointing_func = TaskCheckpoint(function, self)
+            if model.training and module.gradient_checkpointing and is_reentrant(function):
+                penalised = self.recording.intersection(active_adapters(model))
+                if penalised:
+                    raise ValueError(
+                        f"The penalty of adapter {', '.join(sorted(penalised))} would lose its graph under reentrant "
+                        "gradient checkpointing. Enable it with use_reentrant=False (in TrainingArguments: "
+                        'gradient_checkpointing_kwargs={"use_reentrant": False}), or set the penalty to 0.'
+                    )
+
+    def resolve(self, tasks: Tasks, active: list[str]) -> Contexts:
+        """The contexts in which the samples have these tasks, for each adapter by its own task list.
+
+        Raises:
+            ValueError: an active adapter does not have a task. Inactive ones are then left without.
+        """
+        contexts = {}
+        for name, task_names in self.task_names.items():
+            if not len(task_names):
+                continue
+            try:
+                contexts[name] = Context.of_tasks(task_names.indices(tasks))
+            except ValueError:
+                if name in active:
+                    raise
+        return contexts
+
+
+def adapted_layers(model: nn.Module) -> Iterator[LorachordLinear]:
+    """The adapted layers of `model`, which may be wrapped (PeftModel, DistributedDataParallel, a compiled module)."""
+    return (module for module in model.modules() if isinstance(module, LorachordLinear))
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """The names of the adapters that are active in `model`."""
+    return next((list(layer.active_adapters) for layer in adapted_layers(model)), [])
+
+
+def states_of(model: nn.Module) -> list[SharedState]:
+    """The states in `model`: one for each model inside it that was injected into."""
+    return list({id(layer.shared): layer.shared for layer in adapted_layers(model)}.values())
+
+
+@contextmanager
+def on_task(model: nn.Module, tasks: Tasks) -> Iterator[None]:
+    """Within this block, the samples of every forward pass through `model` have these tasks.
+
+    The backward pass may lie outside the block, also under gradient checkpointing, whose recompute sees the tasks of
+    its own forward. Blocks may be nested; the inner one counts. Methods without task-dependent parts accept it too.
+
+    Args:
+        model: a model with an adapter, however wrapped.
+        tasks: a task name or index for the whole batch; or one per sample, as a list of names or of indices, or as a
+            LongTensor (B,). Indices are positions in the adapter's task list.
+
+    Raises:
+        ValueError: the active adapter has no such task, or `model` has no adapter.
+    """
+    states = states_of(model)
+    if not states and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
+    active = active_adapters(model)
+    # Resolve all before any is set: an error leaves everything as it was.
+    entered = [(state, state.named, state.resolve(tasks, active)) for state in states]
+    for state, _, contexts in entered:
+        state.named = state.contexts = contexts
+    try:
+        yield
+    finally:
+        for state, previous, _ in entered:
+            state.named = state.contexts = previous
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """The sum of the active adapters' penalties after a forward pass: a scalar to add to the loss, 0 where none is.
+
+    Raises:
+        ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.
+    """
+    terms = []
+    for layer in adapted_layers(model):
+        for adapter in layer.active():
+            term = adapter.penalty()
+            if term is None:
+                continue
+            trainable = any(parameter.requires_grad for parameter in adapter.parameters())
+            if trainable and torch.is_grad_enabled() and not term.requires_grad:
+                raise ValueError(
+                    f"The penalty of {adapter.layer.name} was recorded without a graph and would train nothing. It was "
+                    "made under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
+                )
+            terms.append(term)
+    if not terms:
+        return torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -1,0 +1,111 @@
+"""Which layers of a model a config targets, and where they sit; errors that name what is near."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from difflib import get_close_matches
+
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
+
+from lorachord.core.adapter import LayerSpec
+from lorachord.core.context import Mixing
+from lorachord.core.registry import get_method
+from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.layer import LorachordLinear, linear_features
+
+
+def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
+    """The layers that `config` targets, in model order. Resolves `all-linear` in the config.
+
+    A layer outside the numbered blocks (a pooler, a stem) counts to the block before it.
+
+    Raises:
+        ValueError: a target that matches nothing (the message names what is near), that is no linear layer, or that
+            mixes the rows of several samples where the method needs to know their tasks.
+    """
+    all_linear = config.target_modules == "all-linear"
+    _maybe_include_all_linear_layers(config, model)
+    modules = _outer_modules(model)
+    features = {name: linear_features(module) for name, module in modules.items()}
+    blocks = _blocks([name for name, size in features.items() if size is not None])
+    num_blocks = 1 + max(blocks.values(), default=0)
+    _check_names(config, modules, features)
+
+    layers = []
+    for name, size in features.items():
+        if not check_target_module_exists(config, name):
+            continue
+        if size is None:
+            kind = type(modules[name]).__name__
+            raise ValueError(f"Target {name!r} is a {kind}; LoRAchord adapts linear layers. {_near(name, features)}")
+        layers.append(LayerSpec(name, blocks[name], num_blocks, *size))
+    if not layers:
+        raise ValueError(f"The targets {_targets(config)} leave no layer to adapt. {_near('', features)}")
+
+    mixed = [layer.name for layer in layers if re.search(r"(^|\.)experts\.", layer.name)]
+    if mixed and get_method(config.method).mixing is Mixing.TASK:
+        raise ValueError(
+            f"{mixed[0]} sees tokens of several samples in its own order, so {config.method} cannot know their tasks. "
+            "Leave such layers out, as in exclude_modules=r'.*experts.*'."
+        )
+    if all_linear:
+        _warn_of_fused_experts(model)
+    return layers
+
+
+def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by name, adapted layers as what they wrap and without their insides."""
+    found: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or (inside and name.startswith(inside)):
+            continue
+        if isinstance(module, LorachordLinear):
+            inside += (name + ".",)
+            found[name] = module.get_base_layer()
+        else:
+            found[name] = module
+    return found
+
+
+def _blocks(names: list[str]) -> dict[str, int]:
+    blocks, last = {}, 0
+    for name in names:
+        number = re.search(r"\.(\d+)\.", f".{name}.")
+        last = int(number[1]) if number else last
+        blocks[name] = last
+    return blocks
+
+
+def _targets(config: LorachordConfig) -> str:
+    targets = config.target_modules
+    shown = repr(targets) if isinstance(targets, str) else ", ".join(sorted(targets or ()))
+    return shown if config.layers_to_transform is None else f"{shown} (in layers {config.layers_to_transform})"
+
+
+def _check_names(
+    config: LorachordConfig, modules: dict[str, nn.Module], features: dict[str, tuple[int, int] | None]
+) -> None:
+    targets = () if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in modules):
+            raise ValueError(f"Target {target!r} matches no module of the model. {_near(target, features)}")
+
+
+def _near(target: str, features: dict[str, tuple[int, int] | None]) -> str:
+    suffixes = sorted({name.rpartition(".")[2] for name, size in features.items() if size is not None})
+    near = get_close_matches(target.rpartition(".")[2], suffixes, n=3, cutoff=0.4)
+    return f"Its linear layers are called {', '.join(suffixes)}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+def _warn_of_fused_experts(model: nn.Module) -> None:
+    fused = [p for name, p in model.named_parameters() if p.dim() == 3 and "lorachord_adapter" not in name]
+    if fused:
+        millions = sum(parameter.numel() for parameter in fused) / 1e6
+        warnings.warn(
+            f"all-linear misses {len(fused)} three-dimensional parameters ({millions:.1f} M weights), as fused experts "
+            "are: they are no linear modules and stay frozen without an adapter.",
+            stacklevel=2,
+        )
