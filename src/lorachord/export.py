@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ def merge(model: PeftModel, task: str | int | None = None, *, untie: bool = Fals
     _require_peft_model(model)
     with on_task(model, task) if task is not None else nullcontext():
         # What cannot be merged is refused before the copy.
-        model.base_model._check_merge_allowed() if not untie else None
+        if not untie:
+            _tuner(model)._check_merge_allowed()
         target = model if inplace else copy.deepcopy(model)
         if untie:
             _untie(target)
@@ -79,7 +81,7 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
 
     index = None if task is None else config.task_names.index(task)
     factors, tensors = {}, {}
-    for path, layer in model.base_model.model.named_modules():
+    for path, layer in _tuner(model).model.named_modules():
         if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
             factors[path] = layer.lorachord_adapter[name].factors(index)  # type: ignore[operator]
     for path, (down_RD, up_OR) in factors.items():
@@ -88,7 +90,7 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
     saved = get_peft_model_state_dict(model, adapter_name=name)
     tensors |= {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
 
-    lora = _lora_config(model.base_model.model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
+    lora = _lora_config(_tuner(model).model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, out.name)
         lora.save_pretrained(str(folder))
@@ -117,7 +119,7 @@ def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, i
 
 
 def _short_names(base: nn.Module, adapted: Mapping[str, int]) -> list[str]:
-    """Last name parts (`q_proj`), as servers want them, where these match exactly the adapted layers; else whole names."""
+    """Last name parts (`q_proj`), as servers want them, where these match the adapted layers alone; else whole names."""
     inside = tuple(path + "." for path in adapted)
     others = {path for path, _ in base.named_modules() if path not in adapted and not path.startswith(inside)}
     taken = {path.rpartition(".")[2] for path in others}
@@ -139,11 +141,16 @@ def _move(folder: Path, out: Path) -> Path:
 
 
 def _untie(model: PeftModel) -> None:
-    base = model.base_model.model
+    base = _tuner(model).model
     for path in tied_targets(base):
-        layer = base.get_submodule(path).get_base_layer()  # type: ignore[operator]
+        layer = base.get_submodule(path).get_base_layer()
         layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         base.config.tie_word_embeddings = False
+
+
+def _tuner(model: PeftModel) -> BaseTuner:
+    assert isinstance(model.base_model, BaseTuner)
+    return model.base_model
 
 
 def _require_peft_model(model: nn.Module) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lorachord.core import init
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.lowrank import Runs, rows_linear
-from lorachord.core.settings import MethodConfig
-from lorachord.core.tasks import TaskNames
+from lorachord.core.settings import MethodConfig, RankConfig
+from lorachord.core.tasks import NO_TASKS, TaskNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Adapter(nn.Module, ABC):
     """One layer's adapter. A method is one final subclass; this class is never used on its own.
 
     A method sets the class attributes, creates its parameters in `build`, and overrides the hooks that it needs:
-    `reset`, `down_weight`, `up_weight`, `core`, `penalty`. Everything else (merge, export, saving, the command line, the
-    contract tests) follows from these.
+    `reset`, `down_weight`, `up_weight`, `core`, `penalty`. Everything else (merge, export, saving, the command line,
+    the contract tests) follows from these.
 
     Attributes:
         method: the name on the command line and in saved files.
@@ -83,7 +83,7 @@ class Adapter(nn.Module, ABC):
     down: nn.Parameter
     up: nn.Parameter
 
-    def __init__(self, layer: LayerSpec, config: MethodConfig, tasks: TaskNames = TaskNames()) -> None:
+    def __init__(self, layer: LayerSpec, config: MethodConfig, tasks: TaskNames = NO_TASKS) -> None:
         super().__init__()
         self.layer = layer
         self.config = config.at(layer)
@@ -107,7 +107,8 @@ class Adapter(nn.Module, ABC):
     @property
     def scale(self) -> float:
         """s. Default alpha / r; methods without these fields override it."""
-        return self.config.alpha / self.config.r  # type: ignore[attr-defined]
+        assert isinstance(self.config, RankConfig), "a method without r and alpha overrides scale"
+        return self.config.alpha / self.config.r
 
     def down_weight(self) -> Tensor:
         """A' (R, D), a pure function of the parameters. Default: `down`."""
@@ -136,7 +137,6 @@ class Adapter(nn.Module, ABC):
         """Whether `penalty` is made of what the last forward recorded (so that it needs that forward's graph)."""
         return False
 
-    @final
     def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
         """`out + s * B' core(A' drop(x))`.
 
@@ -154,23 +154,20 @@ class Adapter(nn.Module, ABC):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x_ND = x.reshape(-1, self.layer.d_in).to(dtype)
         dropped_ND = F.dropout(x_ND, self.config.dropout, self.training)
-        probes, row_runs = self.probes, self._row_runs(ctx, len(x_ND))
+        down_TRD, up_TOS = (self.probes.down_TRD, self.probes.up_TOS) if self.probes else (None, None)
+        runs = self._row_runs(ctx, len(x_ND))
 
-        h_NR = rows_linear(
-            dropped_ND,
-            self.down_weight().to(dtype),
-            probe_TOI=probes and probes.down_TRD,
-            row_runs=row_runs,
-        )
+        h_NR = rows_linear(dropped_ND, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
         num_samples = ctx.num_samples or (x.shape[0] if x.dim() > 2 else 1)
         shape = (num_samples, len(x_ND) // max(num_samples, 1))
         h_BLS = self.core(h_NR.unflatten(0, shape), x_ND.unflatten(0, shape), ctx)
         h_NS = h_BLS.flatten(0, 1)
-        update = dict(probe_TOI=probes and probes.up_TOS, row_runs=row_runs, scale=self.scale)
-        if out.dtype == dtype:
-            out_NO = rows_linear(h_NS, self.up_weight().to(dtype), out_NO=out.reshape(-1, self.layer.d_out), **update)
-            return out_NO.view(out.shape)
-        return out + rows_linear(h_NS, self.up_weight().to(dtype), **update).view(out.shape).to(out.dtype)
+        up_OS = self.up_weight().to(dtype)
+        # One product adds to the output in place of two passes over it, unless the frozen layer has a dtype of its own.
+        out_NO = out.reshape(-1, self.layer.d_out) if out.dtype == dtype else None
+        y_NO = rows_linear(h_NS, up_OS, out_NO=out_NO, scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
+        y = y_NO.view(out.shape)
+        return y if out_NO is not None else out + y.to(out.dtype)
 
     @final
     def factors(self, task: int | None = None) -> tuple[Tensor, Tensor]:
@@ -237,7 +234,9 @@ class Adapter(nn.Module, ABC):
         if self.probes is None:
             return None
         if ctx.runs is None or ctx.num_samples is None:
-            raise ValueError("Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...).")
+            raise ValueError(
+                "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."
+            )
         rows = num_rows // ctx.num_samples
         return tuple((task, start * rows, stop * rows) for task, start, stop in ctx.runs)
 

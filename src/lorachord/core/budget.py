@@ -111,8 +111,9 @@ def fit_rank(
     smallest = count_at(low)
     if smallest.total > 2 * target:
         raise ValueError(
-            f"{method} has {smallest.total:,} parameters at rank 1 ({smallest.routers:,} in routers, {smallest.cores:,} "
-            f"in cores), more than twice the {target:,} asked for: take fewer experts or layers, or a larger budget."
+            f"{method} has {smallest.total:,} parameters at rank 1 ({smallest.routers:,} in routers, "
+            f"{smallest.cores:,} in cores), more than twice the {target:,} asked for: take fewer experts or layers, or a "
+            "larger budget."
         )
     # The count grows with the rank: find the last rank that does not exceed the target.
     while low < high:

@@ -4,10 +4,10 @@ Shapes: N rows, I inputs, O outputs, T tasks.
 
 Background. Samples of different tasks do not meet inside a layer, so the weight gradient of task t is the product of
 that task's rows alone. With rows sorted by task, the T products cost what the joint one costs. To hand them out, the
-weight gets a *zero leaf with a task axis*: `probe_TOI`, added in thought to the weight of each row's task. It changes no
-output, but its gradient is the weight's gradient per task, so that autograd itself accumulates it, a data-parallel
-reducer averages it, and checkpointing and torch.compile see a pure function. While a probe is given, the summed gradient
-is not computed.
+weight gets a *zero leaf with a task axis*: `probe_TOI`, added in thought to the weight of each row's task. It changes
+no output, but its gradient is the weight's gradient per task, so that autograd itself accumulates it, a data-parallel
+reducer averages it, and checkpointing and torch.compile see a pure function. While a probe is given, the summed
+gradient is not computed.
 
 The factors of a low-rank update are very narrow, and a product whose *output* has few columns is slow in the usual
 BLAS (measured on CPU with 8 columns: up to 4 times slower than its transpose). So a narrow product is computed
@@ -55,7 +55,7 @@ class _RowsLinear(torch.autograd.Function):
         return torch.addmm(out_NO, x_NI, weight_OI.t(), alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_probe = None

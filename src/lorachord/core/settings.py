@@ -1,8 +1,8 @@
 """Configuration of a method: frozen dataclasses whose fields carry their own checks.
 
 A field may hold one value, or, where it is declared `per_layer`, a tuple of values that is spread evenly over the
-transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Its annotation
-is that of one value, which is what a layer sees after `at`.
+transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Its
+annotation is that of one value, which is what a layer sees after `at`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class MethodConfig:
         for key in values:
             if key not in known:
                 raise ValueError(f"{cls.__qualname__} has no option {key!r}. {suggest(key, known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold; `from_dict` takes it back."""

@@ -62,14 +62,15 @@ class TaskNames:
         """The positions of one task or several; errors as in `index`."""
         if isinstance(tasks, Tensor):
             if tasks.dim() > 1 or tasks.is_floating_point() or tasks.is_complex():
-                raise ValueError(f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}.")
+                raise ValueError(
+                    f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}."
+                )
             tasks = tasks.tolist()
-        if isinstance(tasks, (str, int)):
-            tasks = [tasks]  # type: ignore[assignment]
-        found = {task: self.index(task) for task in set(tasks)}
-        if not found:
+        named: list[str | int] = [tasks] if isinstance(tasks, (str, int)) else list(tasks)
+        if not named:
             raise ValueError("No task was named: the list is empty.")
-        return [found[task] for task in tasks]
+        found = {task: self.index(task) for task in set(named)}
+        return [found[task] for task in named]
 
     def digest(self) -> list[int]:
         """One 63-bit number per name, in order: saved beside the parameters, to notice a reordering."""
@@ -86,6 +87,9 @@ class TaskNames:
             return
         how = "in another order" if sorted(found) == sorted(self.digest()) else "for other tasks"
         raise ValueError(
-            f"The saved parameters were stacked {how} than these: {', '.join(self.names)}. Their order is fixed when an "
-            "adapter is made; use the task list that was saved with it."
+            f"The saved parameters were stacked {how} than these: {', '.join(self.names)}. Their order is fixed when "
+            "an adapter is made; use the task list that was saved with it."
         )
+
+
+NO_TASKS = TaskNames()

@@ -2,7 +2,7 @@
 
     y = W0 x + s * sum_e softmax(W_g x)_e B_e A drop(x),  s = alpha / r
 
-Tian et al., "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning" (arXiv 2404.19245), eq. 5.
+Tian et al., "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning" (arXiv 2404.19245).
 The router is dense, token-level, without a bias, and sees the raw input.
 
 Differs from the authors' code: one stacked product in place of a loop over experts; a balance loss is offered (theirs
@@ -57,7 +57,7 @@ class HydraLoRA(Adapter):
 
     def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLD is not None
-        gates_BLE = self.router(x_BLD, ctx)
+        gates_BLE: Tensor = self.router(x_BLD, ctx)
         return (gates_BLE.unsqueeze(-1) * h_BLR.unsqueeze(-2)).flatten(-2)
 
     def penalty(self) -> Tensor | None:

@@ -3,9 +3,10 @@
     S = topk(softmax(W_l x), k), renormalised;   A~ = A * mask / (1 - p)
     y = W0 x + s * sum_e S_e B_e A~ x,  s = alpha / r
 
-"MoSLD: An Extremely Parameter-Efficient Mixture-of-Shared LoRAs for Multi-Task Learning" (arXiv 2412.08946).
-A is Gaussian with standard deviation 1/r, B zero. One mask is drawn per layer and optimiser step, so that it is the same
-in a checkpoint's recompute and over an accumulation window; the input itself is not dropped unless `dropout` says so.
+Zhao et al., "MoSLD: An Extremely Parameter-Efficient Mixture-of-Shared LoRAs for Multi-Task Learning" (arXiv
+2412.08946). A is Gaussian with standard deviation 1/r, B zero. One mask is drawn per layer and optimiser step, so that
+it is the same in a checkpoint's recompute and over an accumulation window; the input itself is not dropped unless
+`dropout` says so.
 
 Differs from the authors' code, of which no release was at hand: written from the paper, whose balance weight is not
 given (0.001 is the default of the code that it builds on) and whose experts per layer are given both as 2-4-6-8 from
@@ -88,7 +89,7 @@ class MoSLD(Adapter):
 
     def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLD is not None
-        gates_BLE = self.router(x_BLD, ctx)
+        gates_BLE: Tensor = self.router(x_BLD, ctx)
         return (gates_BLE.unsqueeze(-1) * h_BLR.unsqueeze(-2)).flatten(-2)
 
     def penalty(self) -> Tensor | None:

@@ -2,7 +2,7 @@
 
     y_t = W0 x + s * (sum_i softmax(w_t / tau)_i B_i) Lambda_t A drop(x),  s = alpha / r
 
-Yang et al., "MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning" (arXiv 2410.09437), eq. 5 to 7.
+Yang et al., "MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning" (arXiv 2410.09437).
 A is Kaiming-uniform, Lambda_t the identity, B_i zero, and w_t uniform in +-1/sqrt(n): equal weights over zero B_i would
 keep all B_i identical for ever.
 

@@ -2,7 +2,7 @@
 
     y = W0 x + s * sum_i scale_i * (B_i A_i drop(x)),  i = 1..n,  s = alpha / r
 
-Wang et al., "MultiLoRA: Democratizing LoRA for Better Multi-Task Learning" (arXiv 2311.11501), eq. 4.
+Wang et al., "MultiLoRA: Democratizing LoRA for Better Multi-Task Learning" (arXiv 2311.11501).
 A_i and B_i start Kaiming-uniform and scale_i at 0, so that at step 0 only the scales get a gradient.
 
 Differs from the authors' code, of which no release was at hand: written from the paper. The authors leave weight decay

@@ -44,8 +44,9 @@ def write_export_card(folder: Path, config: PeftConfig, method: str, task: str |
     _write(
         folder,
         config,
-        f"# Plain LoRA{for_task}\n\nExported from a LoRAchord adapter ({method}); it needs PEFT alone. Base model: "
-        f'{_base(config)}.\n\n```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{folder.name}")\n'
+        f"# Plain LoRA{for_task}\n\nExported from a LoRAchord adapter ({method}); it needs PEFT alone. "
+        f"Base model: {_base(config)}.\n\n```python\nfrom peft import PeftModel\n\n"
+        f'model = PeftModel.from_pretrained(base, "{folder.name}")\n'
         "```\n\nThe scale is in `lora_B`, so `lora_alpha` equals the rank.\n",
     )
 

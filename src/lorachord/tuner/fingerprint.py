@@ -35,7 +35,8 @@ def _sample(module: nn.Module) -> list[float] | None:
     while hasattr(module, "base_layer"):
         module = module.base_layer  # type: ignore[assignment]
     weight = getattr(module, "weight", None)
-    if type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point() or weight.is_meta:
+    # Subclasses of Tensor are quantised or sharded.
+    if weight is None or type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point() or weight.is_meta:
         return None
     flat = weight.detach().reshape(-1)
     if len(flat) < NUM_WEIGHTS:
@@ -70,7 +71,7 @@ def check_base(saved: dict[str, Any], found: dict[str, Any]) -> None:
         )
     if distance > OTHER_CHECKPOINT:
         warnings.warn(
-            f"The base model's weights are not those that this adapter was made for (relative distance {distance:.2g}): "
-            "another checkpoint of the same model?",
+            "The base model's weights are not those that this adapter was made for (relative distance "
+            f"{distance:.2g}): another checkpoint of the same model?",
             stacklevel=2,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class LorachordModel(BaseTuner):
 
     prefix = "lorachord_"
     tuner_layer_cls = LorachordLinear
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}
 
     def inject_adapter(
         self,
@@ -44,6 +45,7 @@ class LorachordModel(BaseTuner):
                 model is then as it was.
         """
         config = self.peft_config[adapter_name]
+        assert isinstance(config, LorachordConfig)
         layers = plan(model, config)
         found = fingerprint(model, layers)
         if config.base_fingerprint is None:
@@ -58,7 +60,7 @@ class LorachordModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: LorachordConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -66,6 +68,7 @@ class LorachordModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, LorachordConfig)
         if current_key not in self._layers:
             raise ValueError(f"The saved adapter has weights for {current_key!r}. {suggest(current_key, self._layers)}")
         method = get_method(peft_config.method)
@@ -98,9 +101,9 @@ class LorachordModel(BaseTuner):
                 "them first: lorachord.merge(model, untie=True), or load the base with tie_word_embeddings=False."
             )
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
         shared = states_of(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment, func-returns-value]
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         for state in shared:
             state.uninstall(model)
         return model
@@ -113,9 +116,10 @@ class LorachordModel(BaseTuner):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: LorachordConfig, adapter_name: str, state_dict: dict[str, Tensor]
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Besides the renaming: a ValueError for missing tensors and for reordered tasks, before any is loaded."""
+        assert isinstance(config, LorachordConfig)
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = {
             f"{path}.{CONTAINER}.{adapter_name}.{key}"

@@ -17,7 +17,7 @@ def add_member() -> None:
     member = str.__new__(PeftType, PEFT_NAME)
     member._name_ = PEFT_NAME
     member._value_ = PEFT_NAME
-    member._sort_order_ = len(PeftType.__members__)
+    vars(member)["_sort_order_"] = len(PeftType.__members__)
     PeftType._member_names_.append(PEFT_NAME)
     PeftType._member_map_[PEFT_NAME] = member
     PeftType._value2member_map_[PEFT_NAME] = member

@@ -63,7 +63,7 @@ class SharedState:
         for module in self.checkpointed:
             wrapped = vars(module).get("_gradient_checkpointing_func")
             if isinstance(wrapped, TaskCheckpoint):
-                module._gradient_checkpointing_func = wrapped.checkpoint
+                vars(module)["_gradient_checkpointing_func"] = wrapped.checkpoint
 
     def _hooks_of(self, model: nn.Module) -> list[int]:
         hooks = model._forward_pre_hooks.items()
@@ -80,7 +80,9 @@ class SharedState:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask_BL = mask.bool()
-            contexts = {name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in self.task_names}
+            contexts = {
+                name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in self.task_names
+            }
         self.contexts = contexts
         if model.training and torch.is_grad_enabled():
             self._check_batch(args, kwargs)
@@ -109,7 +111,7 @@ class SharedState:
             if function is None:
                 continue
             if not isinstance(function, TaskCheckpoint):
-                module._gradient_checkpointing_func = TaskCheckpoint(function, self)
+                vars(module)["_gradient_checkpointing_func"] = TaskCheckpoint(function, self)
             if model.training and module.gradient_checkpointing and is_reentrant(function):
                 penalised = self.recording.intersection(active_adapters(model))
                 if penalised:

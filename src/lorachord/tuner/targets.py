@@ -97,7 +97,9 @@ def _check_names(
 def _near(target: str, features: dict[str, tuple[int, int] | None]) -> str:
     suffixes = sorted({name.rpartition(".")[2] for name, size in features.items() if size is not None})
     near = get_close_matches(target.rpartition(".")[2], suffixes, n=3, cutoff=0.4)
-    return f"Its linear layers are called {', '.join(suffixes)}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    return f"Its linear layers are called {', '.join(suffixes)}." + (
+        f" Did you mean {' or '.join(near)}?" if near else ""
+    )
 
 
 def _warn_of_fused_experts(model: nn.Module) -> None:
