@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+# The models are far too small for two threads to help.
+torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -54,7 +56,8 @@ def perturb(model: torch.nn.Module, scale: float = 0.05, seed: int = 2) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                # Drawn in float64, so that the same model in two dtypes is moved to the same place.
+                parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)

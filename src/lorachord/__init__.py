@@ -17,12 +17,12 @@ Importing this package registers its adapter type with PEFT.
 import lorachord.methods as methods
 from lorachord.attach import attach
 from lorachord.core.adapter import Adapter, LayerSpec
-from lorachord.core.budget import Count, Fit, count_parameters
+from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
 from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge
-from lorachord.tuner import LorachordConfig, on_task, penalty
+from lorachord.tuner import LorachordConfig, on_task, penalty, target_layers
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "attach",
     "count_parameters",
     "export_lora",
+    "fit_rank",
     "get_method",
     "merge",
     "methods",
@@ -47,4 +48,5 @@ __all__ = [
     "option",
     "penalty",
     "register",
+    "target_layers",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,7 @@ from lorachord.core.registry import all_methods
 from lorachord.core.tasks import TaskNames
 from lorachord.core.words import suggest
 from lorachord.tuner.config import LorachordConfig
-
-_TASK_TYPES = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
+from lorachord.tuner.targets import infer_task_type
 
 
 def attach(
@@ -60,8 +52,7 @@ def attach(
             "take the plain model back first, with model.unload()."
         )
     if "task_type" not in settings:
-        suffix = re.search("|".join(_TASK_TYPES), type(base).__name__)
-        settings["task_type"] = _TASK_TYPES[suffix[0]] if suffix else None
+        settings["task_type"] = infer_task_type(base)
     config: PeftConfig
     if method in BASELINES:
         TaskNames(tuple(tasks or ()))

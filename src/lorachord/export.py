@@ -119,7 +119,7 @@ def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, i
 
 
 def _short_names(base: nn.Module, adapted: Mapping[str, int]) -> list[str]:
-    """Last name parts (`q_proj`), as servers want them, where these match the adapted layers alone; else whole names."""
+    """Last name parts (`q_proj`), as servers want them, where only adapted layers have them; else whole names."""
     inside = tuple(path + "." for path in adapted)
     others = {path for path, _ in base.named_modules() if path not in adapted and not path.startswith(inside)}
     taken = {path.rpartition(".")[2] for path in others}

@@ -112,8 +112,8 @@ def fit_rank(
     if smallest.total > 2 * target:
         raise ValueError(
             f"{method} has {smallest.total:,} parameters at rank 1 ({smallest.routers:,} in routers, "
-            f"{smallest.cores:,} in cores), more than twice the {target:,} asked for: take fewer experts or layers, or a "
-            "larger budget."
+            f"{smallest.cores:,} in cores), more than twice the {target:,} asked for: take fewer experts or layers, "
+            "or a larger budget."
         )
     # The count grows with the rank: find the last rank that does not exceed the target.
     while low < high:

@@ -50,9 +50,11 @@ class Router(nn.Module):
             kept = top.values / top.values.sum(dim=-1, keepdim=True)
             gates_BLE = torch.zeros_like(probs_BLE).scatter(-1, top.indices, kept)
             chosen_BLE = torch.zeros_like(probs_BLE).scatter(-1, top.indices, 1.0)
+        # A recompute makes the loss too, and drops it: it must save the same tensors as the forward did.
+        wanted = self.training and self.balance > 0
+        loss = balance_loss(probs_BLE, chosen_BLE, ctx.token_mask_BL) if wanted else None
         if ctx.recording:
-            wanted = self.training and self.balance > 0
-            self.recorded = balance_loss(probs_BLE, chosen_BLE, ctx.token_mask_BL) if wanted else None
+            self.recorded = loss
         return gates_BLE.to(x_BLD.dtype)
 
     def penalty(self) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from difflib import get_close_matches
+from typing import Any
 
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
@@ -53,6 +54,38 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     if all_linear:
         _warn_of_fused_experts(model)
     return layers
+
+
+def target_layers(
+    model: nn.Module, target_modules: list[str] | str = "all-linear", **selection: Any
+) -> list[LayerSpec]:
+    """The layers of a plain model that an adapter would sit on: what `fit_rank` and `count_parameters` count.
+
+    Args:
+        model: the base model; it is not changed, and may be on the meta device.
+        target_modules: as in `LorachordConfig`. Default `all-linear`.
+        selection: `exclude_modules`, `layers_to_transform`, `layers_pattern`, as in `LorachordConfig`.
+
+    Raises:
+        ValueError: as for `attach`.
+    """
+    task_type = infer_task_type(model)
+    return plan(model, LorachordConfig(target_modules=target_modules, task_type=task_type, **selection))
+
+
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def infer_task_type(model: nn.Module) -> str | None:
+    """PEFT's task type, from the name of the model's class, where that is unambiguous."""
+    suffix = re.search("|".join(_TASK_TYPES), type(model).__name__)
+    return _TASK_TYPES[suffix[0]] if suffix else None
 
 
 def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:

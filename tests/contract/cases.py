@@ -1,0 +1,99 @@
+"""The methods under contract: options that reach every branch, and how each one's parameters enter its reference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lorachord.core.adapter import Adapter
+from tests.reference import hydralora, lora, mosld, mtl_lora, multilora
+
+Reference = Callable[[Adapter, Tensor, Tensor, list[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method with one choice of options.
+
+    Attributes:
+        method: registered name.
+        reference: (adapter, x_ND, W0_OD, task of each row) -> y_NO, the naive formula fed from the adapter's parameters.
+        options: the method's options.
+    """
+
+    method: str
+    reference: Reference
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.method, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+def blocks(up_OS: Tensor, r: int) -> list[Tensor]:
+    """The up-projections that lie side by side in a stacked one."""
+    return list(up_OS.split(r, dim=1))
+
+
+def scale_of(adapter: Any) -> dict[str, Any]:
+    return {"r": adapter.config.r, "alpha": adapter.config.alpha}
+
+
+def of_lora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    return lora.forward(x, weight, A=adapter.down, B=adapter.up, **scale_of(adapter))
+
+
+def of_multilora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    r = adapter.config.r
+    scales = [column.squeeze() for column in adapter.scaling.split(1, dim=1)]
+    downs = list(adapter.down.split(r))
+    return multilora.forward(x, weight, A=downs, B=blocks(adapter.up, r), scale=scales, **scale_of(adapter))
+
+
+def of_mtl_lora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    return mtl_lora.forward(
+        x,
+        weight,
+        A=adapter.down,
+        B=blocks(adapter.up, adapter.config.r),
+        Lambda=adapter.transform,
+        w=adapter.mixture,
+        task_ids=tasks,
+        tau=adapter.config.temperature,
+        **scale_of(adapter),
+    )
+
+
+def of_hydralora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    ups = blocks(adapter.up, adapter.config.r)
+    return hydralora.forward(x, weight, A=adapter.down, B=ups, router=adapter.router.weight, **scale_of(adapter))
+
+
+def of_mosld(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    p = adapter.config.weight_dropout
+    dropping = adapter.training and p > 0
+    adapter.down_weight()  # draws the mask of this step
+    return mosld.forward(
+        x,
+        weight,
+        A=adapter.down,
+        B=blocks(adapter.up, adapter.config.r),
+        router=adapter.router.weight,
+        k=adapter.config.top_k,
+        mask=(adapter.mask > 0).to(x) if dropping else None,
+        p=p,
+        **scale_of(adapter),
+    )
+
+
+CASES = [
+    Case("lora", of_lora, {"r": 3}),
+    Case("multilora", of_multilora, {"r": 2, "num_loras": 3}),
+    Case("multilora", of_multilora, {"r": 2, "scaling": "scalar"}),
+    Case("mtl_lora", of_mtl_lora, {"r": 3, "num_ups": 2}),
+    Case("mtl_lora", of_mtl_lora, {"r": 4, "transform": "diagonal", "unknown_task": "mean"}),
+    Case("hydralora", of_hydralora, {"r": 3, "num_experts": 4, "balance": 0.1}),
+    Case("mosld", of_mosld, {"r": 3, "num_experts": 4, "balance": 0.1, "weight_dropout": 0.3}),
+    Case("mosld", of_mosld, {"r": 2, "num_experts": [2, 3], "balance": 0.0, "weight_dropout": 0.0}),
+]

@@ -1,0 +1,270 @@
+"""What every method promises. A method from anywhere is held to it by one class:
+
+class TestMine(MethodContract):
+    cases = [Case("mine", reference)]
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+
+import lorachord as lc
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.core.tasks import TaskNames
+from tests.conftest import perturb, tiny, token_ids
+from tests.contract.cases import Case
+
+TASKS = ["a", "b", "c"]
+LAYER = lc.LayerSpec("layer", index=0, num_layers=1, d_in=10, d_out=7)
+MIXED = [0, 0, 1, 2]
+INPUT, TASK = lc.Mixing.INPUT, lc.Mixing.TASK
+
+
+def make_layer(case: Case, dtype: torch.dtype = torch.float64) -> Adapter:
+    """One layer's adapter with every parameter away from its start."""
+    method = lc.get_method(case.method)
+    adapter = method(LAYER, method.Config.from_dict(case.options), TaskNames(tuple(TASKS))).to(dtype)
+    perturb(adapter, scale=0.3)
+    return adapter
+
+
+def make_model(case: Case, architecture: str, **keywords: Any) -> PeftModel:
+    """A tiny model with the method on all linears, every parameter away from its start, in eval mode."""
+    model = lc.attach(tiny(architecture), case.method, tasks=TASKS, **case.options, **keywords)
+    perturb(model)
+    return model.eval()
+
+
+def logits(model: torch.nn.Module, tasks: list[int] | int | None, **inputs: Tensor) -> Tensor:
+    inputs = inputs or {"input_ids": token_ids()}
+    if tasks is None:
+        return model(**inputs).logits
+    with lc.on_task(model, torch.tensor(tasks)):
+        return model(**inputs).logits
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    module.zero_grad()
+    return found
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
+
+
+class MethodContract:
+    cases: ClassVar[list[Case]]
+
+    # One layer, float64.
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_equals_the_naive_reference_on_outputs_and_every_gradient(self, case: Case, training: bool) -> None:
+        adapter = make_layer(case).train(training)
+        x = torch.randn(4, 5, 10, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(7, 10, dtype=torch.float64)
+        cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
+
+        ours = adapter(x, F.linear(x, weight), Context.of_tasks(MIXED))
+        (ours * cotangent).sum().backward()
+        x_grad, x.grad = x.grad, None
+        found = gradients(adapter)
+
+        rows = [task for task in MIXED for _ in range(5)]
+        naive = case.reference(adapter, x.reshape(20, 10), weight, rows).view(4, 5, 7)
+        (naive * cotangent).sum().backward()
+        torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(x_grad, x.grad, rtol=1e-10, atol=1e-10)
+        assert_same_gradients(found, gradients(adapter), rtol=1e-10, atol=1e-10)
+
+    def test_the_core_is_linear(self, case: Case) -> None:
+        adapter = make_layer(case).eval()
+        rank = len(adapter.down_weight())
+        x = torch.randn(4, 5, 10, dtype=torch.float64)
+        one, two = torch.randn(2, 4, 5, rank, dtype=torch.float64)
+        ctx = Context.of_tasks(MIXED)
+        both = adapter.core(2 * one - 3 * two, x, ctx)
+        torch.testing.assert_close(both, 2 * adapter.core(one, x, ctx) - 3 * adapter.core(two, x, ctx))
+
+    def test_the_update_is_the_product_of_its_factors(self, case: Case) -> None:
+        adapter = make_layer(case).eval()
+        if adapter.mixing is INPUT:
+            pytest.skip("routed by its input")
+        x = torch.randn(6, 10, dtype=torch.float64)
+        for task in range(len(TASKS)):
+            update = adapter(x, torch.zeros(6, 7, dtype=torch.float64), Context.of_tasks([task]))
+            down, up = adapter.factors(task)
+            torch.testing.assert_close(update, x @ down.T @ up.T)
+            torch.testing.assert_close(update, x @ adapter.delta(task).T)
+
+    @pytest.mark.parametrize("order", [[0, 0, 1, 2], [2, 0, 1, 0], [1, 1, 1, 1]])
+    def test_probes_receive_the_factor_gradients_of_each_task(self, case: Case, order: list[int]) -> None:
+        adapter = make_layer(case).train()
+        x = torch.randn(4, 5, 10, dtype=torch.float64)
+        cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
+        out = torch.zeros(4, 5, 7, dtype=torch.float64)
+
+        # Of the effective factors, by one backward per task, with the hooks' results as leaves.
+        down, up = adapter.down_weight().detach(), adapter.up_weight().detach()
+        expected_down, expected_up = [], []
+        for task in range(len(TASKS)):
+            leaves = down.clone().requires_grad_(), up.clone().requires_grad_()
+            adapter.down_weight, adapter.up_weight = (lambda: leaves[0]), (lambda: leaves[1])  # noqa: B023
+            chosen = torch.tensor([index == task for index in order]).view(4, 1, 1)
+            (adapter(x, out, Context.of_tasks(order)) * cotangent * chosen).sum().backward()
+            expected_down.append(leaves[0].grad)
+            expected_up.append(leaves[1].grad)
+        del adapter.down_weight, adapter.up_weight
+        adapter.zero_grad()
+
+        plain = adapter(x, out, Context.of_tasks(order))
+        probes = adapter.attach_probes(len(TASKS))
+        probed = adapter(x, out, Context.of_tasks(order))
+        assert torch.equal(probed, plain)
+        (probed * cotangent).sum().backward()
+        torch.testing.assert_close(probes.down_TRD.grad, torch.stack(expected_down), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(probes.up_TOS.grad, torch.stack(expected_up), rtol=1e-10, atol=1e-10)
+        assert adapter.down.grad is None
+        assert adapter.up.grad is None
+
+    def test_counts_what_its_formula_says(self, case: Case) -> None:
+        adapter = make_layer(case)
+        names = {**vars(adapter.config), "T": len(TASKS), "d_in": 10, "d_out": 7}
+        expected = eval(adapter.parameters_formula, {}, names)
+        counted = lc.count_parameters(case.method, [LAYER], num_tasks=len(TASKS), options=case.options)
+        assert sum(parameter.numel() for parameter in adapter.parameters()) == expected == counted.total
+
+    def test_config_round_trips_through_json(self, case: Case) -> None:
+        config = lc.get_method(case.method).Config
+        made = config.from_dict(case.options)
+        assert config.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+    # Whole models.
+
+    def test_changes_nothing_at_step_0(self, case: Case, architecture: str) -> None:
+        base = logits(tiny(architecture), None)
+        model = lc.attach(tiny(architecture), case.method, tasks=TASKS, **case.options).eval()
+        assert torch.equal(logits(model, MIXED), base)
+
+    def test_disabled_it_is_the_base(self, case: Case, architecture: str) -> None:
+        model = make_model(case, architecture, task_type=None)
+        assert not torch.equal(logits(model, MIXED), logits(tiny(architecture), None))
+        with model.disable_adapter():
+            assert torch.equal(logits(model, MIXED), logits(tiny(architecture), None))
+
+    def test_a_mixed_batch_equals_one_task_at_a_time(self, case: Case, architecture: str) -> None:
+        model, tokens = make_model(case, architecture), token_ids()
+        together = logits(model, MIXED, input_ids=tokens)
+        for sample, task in enumerate(MIXED):
+            alone = logits(model, task, input_ids=tokens[sample : sample + 1])
+            torch.testing.assert_close(together[sample], alone[0], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    def test_later_tokens_change_nothing_before_them(self, case: Case, architecture: str) -> None:
+        model, tokens = make_model(case, architecture), token_ids()
+        other = torch.cat([tokens[:, :4], token_ids(seed=9)[:, 4:]], dim=1)
+        before, after = (logits(model, MIXED, input_ids=ids) for ids in (tokens, other))
+        torch.testing.assert_close(before[:, :4], after[:, :4], rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    def test_decoding_token_by_token_equals_one_pass(self, case: Case, architecture: str) -> None:
+        model, tokens = make_model(case, architecture), token_ids()
+        whole = logits(model, MIXED, input_ids=tokens)
+        cache, steps = None, []
+        with lc.on_task(model, torch.tensor(MIXED)), torch.no_grad():
+            for position in range(tokens.shape[1]):
+                step = model(input_ids=tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
+                cache = step.past_key_values
+                steps.append(step.logits)
+        torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+    def test_saves_and_loads_under_another_name(self, case: Case, architecture: str, tmp_path: Path) -> None:
+        model = make_model(case, architecture)
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(tiny(architecture), tmp_path, adapter_name="other").eval()
+        torch.testing.assert_close(logits(loaded, MIXED), logits(model, MIXED), rtol=1e-5, atol=1e-6)
+
+    def test_merges_and_exports_or_says_why_not(self, case: Case, architecture: str, tmp_path: Path) -> None:
+        model = make_model(case, architecture)
+        if lc.get_method(case.method).mixing is INPUT:
+            before = logits(model, MIXED)
+            for refused in (lambda: lc.merge(model), lambda: lc.export_lora(model, tmp_path / "out")):
+                with pytest.raises(ValueError, match="routes by its input.*save_pretrained"):
+                    refused()
+            assert not (tmp_path / "out").exists()
+            assert torch.equal(logits(model, MIXED), before)
+            return
+        for index, task in enumerate(TASKS):
+            expected = logits(model, index)
+            torch.testing.assert_close(logits(lc.merge(model, task=task), None), expected, rtol=1e-4, atol=1e-5)
+            folder = lc.export_lora(model, tmp_path / task, task=task)
+            plain = PeftModel.from_pretrained(tiny(architecture), folder).eval()
+            assert plain.active_peft_config.peft_type == "LORA"
+            torch.testing.assert_close(logits(plain, None), expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_task_loss_alone_reaches_every_parameter(self, case: Case, architecture: str) -> None:
+        model, tokens = make_model(case, architecture).train(), token_ids(num_samples=12, length=16)
+        tasks = sorted(MIXED * 3)
+        output = logits(model, tasks, input_ids=tokens)
+        (output * torch.randn(output.shape)).sum().backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                # Each slice along the first axis: each task, each expert's router row, each rank.
+                reached = parameter.grad.reshape(len(parameter), -1).abs().sum(1) > 0
+                assert bool(reached.all()), f"{name}: {reached.tolist()}"
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_checkpointing_leaves_the_gradients_as_they_are(self, case: Case, reentrant: bool) -> None:
+        found = []
+        for checkpointing in (False, True):
+            model = make_model(case, "llama").train()
+            penalised = any(layer.records_penalty for layer in model.modules() if isinstance(layer, Adapter))
+            if checkpointing:
+                model.enable_input_require_grads()
+                model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+            if checkpointing and reentrant and penalised:
+                with pytest.raises(ValueError, match="use_reentrant=False"):
+                    logits(model, MIXED)
+                return
+            losses = []
+            for task in (0, 1):
+                losses.append(logits(model, task).square().sum() + lc.penalty(model))
+            torch.stack(losses).sum().backward()
+            found.append(gradients(model))
+        assert_same_gradients(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+    def test_bfloat16_is_finite_and_near_float32(self, case: Case, architecture: str) -> None:
+        wide = logits(make_model(case, architecture), MIXED)
+        model = lc.attach(tiny(architecture).to(torch.bfloat16), case.method, tasks=TASKS, **case.options).eval()
+        perturb(model)
+        adapters = [parameter for name, parameter in model.named_parameters() if "lorachord_adapter" in name]
+        assert {parameter.dtype for parameter in adapters} == {torch.float32}
+        narrow = logits(model, MIXED)
+        assert narrow.dtype == torch.bfloat16
+        narrow.float().square().sum().backward()
+        assert all(bool(parameter.grad.isfinite().all()) for parameter in adapters)
+        # A top-k router may choose another expert on rounded input: a few rows may lie far off, but not most.
+        error = (narrow.float() - wide).norm(dim=-1) / wide.norm(dim=-1)
+        assert float(error.quantile(0.75)) < 0.05, error
+
+    def test_needs_task_ids_only_if_it_says_so(self, case: Case) -> None:
+        adapter = make_layer(case).eval()
+        x, out = torch.randn(4, 10, dtype=torch.float64), torch.zeros(4, 7, dtype=torch.float64)
+        if adapter.mixing is TASK:
+            with pytest.raises(ValueError, match="on_task"):
+                adapter(x, out, NO_CONTEXT)
+        else:
+            assert torch.equal(adapter(x, out, NO_CONTEXT), adapter(x, out, Context.of_tasks(MIXED)))

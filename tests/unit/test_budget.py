@@ -1,0 +1,71 @@
+"""Published parameter counts, on LLaMA2-7B's shapes, on the meta device."""
+
+import pytest
+
+import lorachord as lc
+from tests.conftest import tiny
+
+D, FFN, BLOCKS = 4096, 11008, 32
+
+
+def llama2_7b(*names: str) -> list[lc.LayerSpec]:
+    sizes = {"gate_proj": (D, FFN), "up_proj": (D, FFN), "down_proj": (FFN, D)}
+    return [
+        lc.LayerSpec(f"layers.{block}.{name}", block, BLOCKS, *sizes.get(name, (D, D)))
+        for block in range(BLOCKS)
+        for name in names
+    ]
+
+
+def test_mosld_has_the_published_count_which_the_paper_prints_100_times_too_large() -> None:
+    count = lc.count_parameters("mosld", llama2_7b("q_proj", "v_proj"), options={"num_experts": 5})
+    assert count.total == 13_893_632
+    assert count.routers == 64 * 5 * D
+    assert count.cores == 0
+    # 2, 4, 6, 8 experts over the quarters are 5 on average.
+    assert lc.count_parameters("mosld", llama2_7b("q_proj", "v_proj")).total == 13_893_632
+
+
+def test_mtl_lora_has_the_published_count() -> None:
+    layers = llama2_7b("q_proj", "k_proj", "v_proj", "o_proj")
+    count = lc.count_parameters("mtl_lora", layers, num_tasks=8)
+    assert count.total == 16_845_824
+    assert count.cores == 128 * (8 * 64 + 8 * 3)
+
+
+@pytest.mark.parametrize("method", ["lora", "multilora", "mtl_lora", "hydralora", "mosld"])
+def test_the_rank_found_is_the_nearest(method: str) -> None:
+    layers = llama2_7b("q_proj", "down_proj")
+    fit = lc.fit_rank(method, layers, 20_000_000, num_tasks=4)
+    for other in (fit.r - 1, fit.r + 1):
+        count = lc.count_parameters(method, layers, num_tasks=4, options={"r": other})
+        assert abs(count.total - 20_000_000) >= abs(fit.count.total - 20_000_000)
+    assert fit.error == fit.count.total / 20_000_000 - 1
+
+
+def test_a_rank_that_fits_exactly_is_found() -> None:
+    layers = llama2_7b("q_proj")
+    fit = lc.fit_rank("lora", layers, lc.count_parameters("lora", layers, options={"r": 12}).total)
+    assert (fit.r, fit.error) == (12, 0)
+
+
+def test_a_budget_that_the_routers_alone_exceed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hydralora has .* at rank 1 \(.* in routers"):
+        lc.fit_rank("hydralora", llama2_7b("q_proj"), 100_000, options={"num_experts": 8})
+
+
+def test_counts_match_a_real_model() -> None:
+    base = tiny("llama")
+    layers = lc.target_layers(base, target_modules=["q_proj", "down_proj"])
+    count = lc.count_parameters("mtl_lora", layers, num_tasks=2, options={"r": 4})
+    model = lc.attach(base, "mtl_lora", tasks=["a", "b"], r=4, target_modules=["q_proj", "down_proj"])
+    assert count.total == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_a_classification_head_is_no_target() -> None:
+    assert {layer.name.rpartition(".")[2] for layer in lc.target_layers(tiny("bert"))} == {
+        "query",
+        "key",
+        "value",
+        "dense",
+    }

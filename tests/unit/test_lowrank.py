@@ -1,0 +1,82 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from lorachord.core.lowrank import NARROW, rows_linear
+
+
+def rows(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("width", [3, NARROW - 1, NARROW, NARROW + 1])
+@pytest.mark.parametrize("down", [True, False])
+def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: bool) -> None:
+    d_in, d_out = (20, width) if down else (width, 20)
+    x, weight, out = rows(9, d_in), rows(d_out, d_in), rows(9, d_out)
+    torch.testing.assert_close(rows_linear(x, weight), x @ weight.T)
+    torch.testing.assert_close(rows_linear(x, weight, out_NO=out, scale=0.7), out + 0.7 * x @ weight.T)
+    assert gradcheck(lambda *args: rows_linear(args[0], args[1], out_NO=args[2], scale=0.7), (x, weight, out))
+    assert gradcheck(lambda *args: rows_linear(*args, scale=1.3), (x, weight))
+
+
+def test_second_derivatives_are_right() -> None:
+    assert gradgradcheck(
+        lambda x, weight, out: rows_linear(x, weight, out_NO=out, scale=0.7).sin(), (rows(4, 3), rows(5, 3), rows(4, 5))
+    )
+
+
+def test_leaves_the_output_it_adds_to_as_it_was() -> None:
+    x, weight, out = rows(4, 3), rows(5, 3), rows(4, 5)
+    before = out.detach().clone()
+    rows_linear(x, weight, out_NO=out)
+    assert torch.equal(out, before)
+
+
+@pytest.mark.parametrize("runs", [((0, 0, 4), (2, 4, 6)), ((2, 0, 1), (0, 1, 3), (2, 3, 6))])
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_a_probe_gets_the_weight_gradient_of_each_task(runs: Any, reentrant: bool | None) -> None:
+    x, weight, cotangent = rows(6, 5), rows(4, 5), torch.randn(6, 4, dtype=torch.float64)
+    probe = torch.zeros(3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return rows_linear(x, weight, scale=0.7, probe_TOI=probe, row_runs=runs)
+
+    for _ in range(2):  # autograd accumulates over a window of two passes
+        y = (
+            function(x)
+            if reentrant is None
+            else torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant)
+        )
+        (y * cotangent).sum().backward()
+    expected = torch.zeros_like(probe)
+    for task, start, stop in runs:
+        expected[task] += 2 * 0.7 * cotangent[start:stop].T @ x[start:stop].detach()
+    torch.testing.assert_close(probe.grad, expected)
+    assert weight.grad is None
+    assert not probe.grad[1].any()
+    torch.testing.assert_close(x.grad, 2 * 0.7 * cotangent @ weight.detach())
+
+
+# Dynamo itself makes one when it traces an autograd.Function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_without_a_break() -> None:
+    x, weight, out = rows(6, 5), rows(4, 5), rows(6, 4)
+    probe = torch.zeros(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    runs = ((0, 0, 2), (1, 2, 6))
+
+    def function(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        plain = rows_linear(x, weight, out_NO=out, scale=0.5)
+        return plain * rows_linear(x, weight, probe_TOI=probe, row_runs=runs)
+
+    plain, compiled = (
+        function(x, weight, out),
+        torch.compile(function, backend="aot_eager", fullgraph=True)(x, weight, out),
+    )
+    torch.testing.assert_close(compiled, plain)
+    leaves = (x, weight, out, probe)
+    expected = torch.autograd.grad(plain.sum(), leaves)
+    for found, wanted in zip(torch.autograd.grad(compiled.sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
