@@ -18,7 +18,7 @@ class Case:
 
     Attributes:
         method: registered name.
-        reference: (adapter, x_ND, W0_OD, task of each row) -> y_NO, the naive formula fed from the adapter's parameters.
+        reference: (adapter, x_ND, W0_OD, task of each row) -> y_NO, the naive formula on the adapter's parameters.
         options: the method's options.
     """
 

@@ -201,7 +201,7 @@ class MethodContract:
         if lc.get_method(case.method).mixing is INPUT:
             before = logits(model, MIXED)
             for refused in (lambda: lc.merge(model), lambda: lc.export_lora(model, tmp_path / "out")):
-                with pytest.raises(ValueError, match="routes by its input.*save_pretrained"):
+                with pytest.raises(ValueError, match=r"routes by its input.*save_pretrained"):
                     refused()
             assert not (tmp_path / "out").exists()
             assert torch.equal(logits(model, MIXED), before)
