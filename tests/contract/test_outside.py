@@ -17,10 +17,10 @@ from tests.contract.contract import MethodContract
 
 @lc.register
 @final
-class Gauge(lc.Adapter):
+class Outside(lc.Adapter):
     """A positive learned gain per rank."""
 
-    method = "gauge"
+    method = "outside"
     paper = "made for this test"
     mixing = lc.Mixing.STATIC
     parameters_formula = "r*(d_in + d_out + 1)"
@@ -55,5 +55,5 @@ def reference(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tens
     return torch.stack([weight @ row + scale * adapter.up @ (gains * (adapter.down @ row)) for row in x])
 
 
-class TestGauge(MethodContract):
-    cases = [Case("gauge", reference, {"r": 3, "start": 0.5})]
+class TestOutside(MethodContract):
+    cases = [Case("outside", reference, {"r": 3, "start": 0.5})]

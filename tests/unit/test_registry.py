@@ -7,18 +7,20 @@ import lorachord as lc
 from lorachord.core.registry import get_method, register
 
 
-def make_class(**attributes: object) -> type[lc.Adapter]:
+def make_class(class_name: str = "Made", **attributes: object) -> type[lc.Adapter]:
     @dataclass(frozen=True, kw_only=True)
     class Config(lc.RankConfig):
         """None of its own."""
 
     full = dict(method="made", paper="none", mixing=lc.Mixing.STATIC, parameters_formula="0", Config=Config)
-    return type("Made", (lc.Adapter,), {"build": lambda self: None, **full, **attributes})
+    return type(class_name, (lc.Adapter,), {"build": lambda self: None, **full, **attributes})
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'lora' is taken by lorachord\.methods\.lora\.LoRA"):
         register(make_class(method="lora"))
+    with pytest.raises(ValueError, match="taken"):
+        register(make_class("LoRA", method="lora"))
 
 
 @pytest.mark.parametrize("name", ["method", "paper", "mixing", "parameters_formula", "Config"])

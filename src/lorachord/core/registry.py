@@ -26,7 +26,8 @@ def register(cls: AdapterClass) -> AdapterClass:
     if not issubclass(cls.Config, MethodConfig) or "__dataclass_fields__" not in vars(cls.Config):
         raise TypeError(f"{cls.__name__}.Config must be a @dataclass(frozen=True, kw_only=True) on MethodConfig.")
     known = _METHODS.get(cls.method)
-    if known is not None and known.__qualname__ != cls.__qualname__:
+    # The same class again is a module that was reloaded.
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"The method name {cls.method!r} is taken by {known.__module__}.{known.__qualname__}.")
     _METHODS[cls.method] = cls
     return cls
