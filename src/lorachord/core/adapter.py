@@ -95,6 +95,11 @@ class Adapter(nn.Module, ABC):
         self.build()
         self.reset()
 
+    def extra_repr(self) -> str:
+        """Sizes and options, for `print(model)`."""
+        options = ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items())
+        return f"{self.layer.d_in} -> {self.layer.d_out}, {options}"
+
     @abstractmethod
     def build(self) -> None:
         """Create the parameters: at least `down` (R, D) and `up` (O, S)."""

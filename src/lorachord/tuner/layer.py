@@ -148,6 +148,3 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         """Whether PEFT may turn the adapter into a plain LoRA: all but input-routed ones."""
         adapter = self.lorachord_adapter[adapter_name]
         return isinstance(adapter, Adapter) and adapter.mixing is not Mixing.INPUT
-
-    def __repr__(self) -> str:
-        return "lorachord." + super().__repr__()
