@@ -58,7 +58,7 @@ def attach(
         TaskNames(tuple(tasks or ()))
         config = baseline_config(method, **settings)
     else:
-        config = LorachordConfig.build(method, tasks=None if tasks is None else list(tasks), **settings)
+        config = LorachordConfig.build(method, tasks=tasks, **settings)
     model = get_peft_model(base, config, adapter_name=adapter_name)
     assert isinstance(model, PeftModel)
     return model

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from lorachord.tuner.card import write_export_card
 from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.model import tied_targets
+from lorachord.tuner.model import LorachordModel, tied_targets
 from lorachord.tuner.state import on_task
 
 
@@ -41,8 +41,9 @@ def merge(model: PeftModel, task: str | int | None = None, *, untie: bool = Fals
     _require_peft_model(model)
     with on_task(model, task) if task is not None else nullcontext():
         # What cannot be merged is refused before the copy.
-        if not untie:
-            _tuner(model)._check_merge_allowed()
+        tuner = _tuner(model)
+        if isinstance(tuner, LorachordModel) and not untie:
+            tuner.check_merge()
         target = model if inplace else copy.deepcopy(model)
         if untie:
             _untie(target)
@@ -77,7 +78,9 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
     if not isinstance(config, LorachordConfig):
         with tempfile.TemporaryDirectory() as scratch:
             model.save_pretrained(scratch, selected_adapters=[name])
-            return _move(Path(scratch, "" if name == "default" else name), out)
+            folder = Path(scratch, "" if name == "default" else name)
+            write_export_card(folder, config, f"PEFT's own, {config.peft_type}", None)
+            return _move(folder, out)
 
     index = None if task is None else config.task_names.index(task)
     factors, tensors = {}, {}

@@ -66,11 +66,10 @@ class TaskNames:
                     f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}."
                 )
             tasks = tasks.tolist()
-        named: list[str | int] = [tasks] if isinstance(tasks, (str, int)) else list(tasks)
+        named: list[str | int] = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
         if not named:
             raise ValueError("No task was named: the list is empty.")
-        found = {task: self.index(task) for task in set(named)}
-        return [found[task] for task in named]
+        return [self.index(task) for task in named]
 
     def digest(self) -> list[int]:
         """One 63-bit number per name, in order: saved beside the parameters, to notice a reordering."""

@@ -25,6 +25,7 @@ from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
 from lorachord.core.routing import Router
 from lorachord.core.settings import RankConfig, option
+from lorachord.core.steps import optimizer_steps
 
 
 @register
@@ -66,7 +67,7 @@ class MoSLD(Adapter):
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
         self.router = Router(layer.d_in, config.num_experts, top_k=config.top_k, balance=config.balance)
         self.mask: Tensor | None = None
-        self.mask_version = -1
+        self.mask_step, self.num_masks = -1, 0
 
     def reset(self) -> None:
         nn.init.normal_(self.down, std=1 / self.config.r)
@@ -76,15 +77,14 @@ class MoSLD(Adapter):
     def down_weight(self) -> Tensor:
         if not self.training or not self.config.weight_dropout:
             return self.down
-        # An optimiser step changes A in place, and the version counts such changes: a new version, a new mask. The
-        # seed has the run's own seed in it, so that data-parallel ranks draw the same.
-        version = self.down._version
-        if self.mask is None or version != self.mask_version or self.mask.device != self.down.device:
-            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {version}".encode())
+        if self.mask is None or self.mask_step != optimizer_steps() or self.mask.device != self.down.device:
+            # Numbered from 0 in every run, and with the run's own seed: data-parallel ranks draw the same.
+            self.num_masks += 1
+            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {self.num_masks}".encode())
             generator = torch.Generator().manual_seed(seed)
             kept = torch.rand(self.down.shape, generator=generator) >= self.config.weight_dropout
             self.mask = kept.to(self.down.device, self.down.dtype) / (1 - self.config.weight_dropout)
-            self.mask_version = version
+            self.mask_step = optimizer_steps()
         return self.down * self.mask
 
     def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -89,9 +88,12 @@ class LorachordModel(BaseTuner):
             shared.task_names.pop(adapter_name, None)
 
     def _check_merge_allowed(self) -> None:
-        """Raise a ValueError, before any weight has changed, if the active adapters cannot be merged."""
+        """PEFT's check knows no adapter names; `check_merge`, which does, has been called before."""
+
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """Raise a ValueError, before any weight has changed, if the named (the active) adapters cannot be merged."""
         for layer in adapted_layers(self.model):
-            for name in layer.active_adapters:
+            for name in layer.active_adapters if adapter_names is None else adapter_names:
                 if name in layer.lorachord_adapter:
                     layer.require_matrix(name)
         tied = tied_targets(self.model)
@@ -101,9 +103,22 @@ class LorachordModel(BaseTuner):
                 "them first: lorachord.merge(model, untie=True), or load the base with tie_word_embeddings=False."
             )
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As in PEFT, with `check_merge` first."""
+        self.check_merge(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(  # type: ignore[override]
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self.check_merge(adapter_names)
         shared = states_of(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
+        model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)  # type: ignore[assignment]
         for state in shared:
             state.uninstall(model)
         return model

@@ -54,19 +54,22 @@ class SharedState:
         self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
         if not self._hooks_of(model):
             model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+            model.register_forward_hook(self.after_forward, always_call=True)
 
     def uninstall(self, model: nn.Module) -> None:
         """Take everything back that has been put into `model`."""
         for key in self._hooks_of(model):
-            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks.pop(key, None)
             model._forward_pre_hooks_with_kwargs.pop(key, None)
+            model._forward_hooks.pop(key, None)
+            model._forward_hooks_always_called.pop(key, None)
         for module in self.checkpointed:
             wrapped = vars(module).get("_gradient_checkpointing_func")
             if isinstance(wrapped, TaskCheckpoint):
                 vars(module)["_gradient_checkpointing_func"] = wrapped.checkpoint
 
     def _hooks_of(self, model: nn.Module) -> list[int]:
-        hooks = model._forward_pre_hooks.items()
+        hooks = [*model._forward_pre_hooks.items(), *model._forward_hooks.items()]
         return [key for key, hook in hooks if isinstance(getattr(hook, "__self__", None), SharedState)]
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -88,6 +91,10 @@ class SharedState:
             self._check_batch(args, kwargs)
         self._prepare_checkpointing(model)
         return args, kwargs
+
+    def after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The hook: what was settled for this pass ends with it."""
+        self.contexts = self.named
 
     def _verify_tasks(self, model: nn.Module) -> None:
         # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lorachord.core.adapter import LayerSpec
@@ -29,6 +30,9 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     all_linear = config.target_modules == "all-linear"
     _maybe_include_all_linear_layers(config, model)
     modules = _outer_modules(model)
+    if all_linear:
+        # PEFT's expansion goes into the heads that another adapter has wrapped.
+        config.target_modules = set(config.target_modules or ()) & modules.keys()  # type: ignore[assignment]
     features = {name: linear_features(module) for name, module in modules.items()}
     blocks = _blocks([name for name, size in features.items() if size is not None])
     num_blocks = 1 + max(blocks.values(), default=0)
@@ -89,7 +93,7 @@ def infer_task_type(model: nn.Module) -> str | None:
 
 
 def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by name, adapted layers as what they wrap and without their insides."""
+    """Every module by name: adapted layers as what they wrap, and nothing from inside them or inside trained heads."""
     found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
@@ -98,6 +102,8 @@ def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, LorachordLinear):
             inside += (name + ".",)
             found[name] = module.get_base_layer()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            inside += (name + ".",)
         else:
             found[name] = module
     return found
