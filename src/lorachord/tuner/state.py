@@ -49,6 +49,8 @@ class SharedState:
         self.task_names[name] = task_names
         self.unverified.add(name)
         adapters = [layer.lorachord_adapter[name] for layer in adapted_layers(model) if name in layer.lorachord_adapter]
+        # The name may have been another adapter's before.
+        self.recording.discard(name)
         if any(adapter.records_penalty for adapter in adapters):
             self.recording.add(name)
         self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
