@@ -22,6 +22,7 @@ from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge
+from lorachord.heads import TaskHeads, add_heads
 from lorachord.tuner import LorachordConfig, on_task, penalty, target_layers
 
 __version__ = "0.1.0"
@@ -36,6 +37,8 @@ __all__ = [
     "MethodConfig",
     "Mixing",
     "RankConfig",
+    "TaskHeads",
+    "add_heads",
     "all_methods",
     "attach",
     "count_parameters",

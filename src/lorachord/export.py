@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorachord.heads import keep_head, only_head
 from lorachord.tuner.card import write_export_card
 from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear
@@ -48,19 +49,19 @@ def merge(model: PeftModel, task: str | int | None = None, *, untie: bool = Fals
         if untie:
             _untie(target)
         merged: nn.Module = target.merge_and_unload()
-    return merged
+    return keep_head(merged, task)
 
 
 def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None) -> Path:
     """Write the active adapter as a plain LoRA folder, which loads with PEFT alone (and serves wherever LoRAs do).
 
     The factors are exact, `(A', s B' M)` with M the core's matrix, saved with `lora_alpha = r`. Heads and other
-    `modules_to_save` go with it.
+    `modules_to_save` go with it; of heads per task, that of the task, as the classifier that the plain model has.
 
     Args:
         model: a PeftModel with a static or per-task adapter, or one of PEFT's own.
         out: the folder to make; it must not hold anything.
-        task: name or index; needed by methods with one weight per task.
+        task: name or index; needed by methods with one weight per task, and where there is a head per task.
 
     Returns:
         The folder.
@@ -83,17 +84,19 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
             return _move(folder, out)
 
     index = None if task is None else config.task_names.index(task)
+    tuner = _tuner(model)
     factors, tensors = {}, {}
-    for path, layer in _tuner(model).model.named_modules():
+    for path, layer in tuner.model.named_modules():
         if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
             factors[path] = layer.lorachord_adapter[name].factors(index)  # type: ignore[operator]
     for path, (down_RD, up_OR) in factors.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = down_RD
         tensors[f"base_model.model.{path}.lora_B.weight"] = up_OR
     saved = get_peft_model_state_dict(model, adapter_name=name)
-    tensors |= {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
+    others = {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
+    tensors |= only_head(tuner.model, others, task)
 
-    lora = _lora_config(_tuner(model).model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
+    lora = _lora_config(tuner.model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, out.name)
         lora.save_pretrained(str(folder))

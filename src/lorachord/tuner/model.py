@@ -53,7 +53,7 @@ class LorachordModel(BaseTuner):
             check_base(config.base_fingerprint, found)
 
         self._layers: dict[str, LayerSpec] = {layer.name: layer for layer in layers}
-        self._shared = next(iter(states_of(model)), None) or SharedState()
+        self._shared = next((layer.shared for layer in adapted_layers(model)), None) or SharedState()
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         self._shared.add_adapter(model, adapter_name, config.task_names)
 
@@ -80,6 +80,13 @@ class LorachordModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, LorachordLinear):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # Unloading: PEFT's own also assigns a `weight`, which a head of several layers does not have.
+            setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; its tasks are forgotten with it."""

@@ -22,6 +22,8 @@ from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.layer import LorachordLinear
 
 TASKS_KEYWORD = "lorachord_tasks"
+HEADS = ""
+"""In the place of an adapter's name: the tasks of the heads, which are there whatever adapter is active."""
 Contexts = dict[str, Context]
 
 
@@ -159,8 +161,9 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def states_of(model: nn.Module) -> list[SharedState]:
-    """The states in `model`: one for each model inside it that was injected into."""
-    return list({id(layer.shared): layer.shared for layer in adapted_layers(model)}.values())
+    """The states in `model`: one for each model inside it that was injected into, and one for heads per task."""
+    found = [vars(module).get("shared") for module in model.modules()]
+    return list({id(state): state for state in found if isinstance(state, SharedState)}.values())
 
 
 @contextmanager
@@ -181,7 +184,7 @@ def on_task(model: nn.Module, tasks: Tasks) -> Iterator[None]:
     states = states_of(model)
     if not states and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
-    active = active_adapters(model)
+    active = [*active_adapters(model), HEADS]
     # Resolve all before any is set: an error leaves everything as it was.
     entered = [(state, state.named, state.resolve(tasks, active)) for state in states]
     for state, _, contexts in entered:

@@ -1,0 +1,156 @@
+"""Heads for encoders: one per task, in the place of a sequence classifier's own.
+
+Shapes: B samples, D features, C outputs of the widest head.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.context import Context
+from lorachord.core.tasks import TaskNames
+from lorachord.tuner.state import HEADS, SharedState
+
+HEAD_NAMES = ("classifier", "score")
+
+
+class TaskHeads(nn.Module):
+    """The heads of several tasks. Each sample goes through the head of its task, which `on_task` names.
+
+    Args:
+        head: the head to shape them after; its last linear is replaced by one of the right width.
+        num_outputs: outputs of each task's head, in the order of the tasks.
+    """
+
+    def __init__(self, head: nn.Module, num_outputs: Mapping[str, int]) -> None:
+        super().__init__()
+        names = TaskNames(tuple(num_outputs))
+        self.heads = nn.ModuleDict({key(task): _of_width(head, width) for task, width in num_outputs.items()})
+        self.width = max(num_outputs.values())
+        self.shared = SharedState()
+        self.shared.task_names[HEADS] = names
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, ..., D) to (B, ..., C). Columns beyond the width of a sample's own head are 0.
+
+        Raises:
+            ValueError: no tasks were named, or a number of tasks that does not fit the batch.
+        """
+        ctx: Context | None = self.shared.contexts.get(HEADS)
+        if ctx is None or ctx.runs is None:
+            raise ValueError("There is a head for each task: name the samples' tasks with lorachord.on_task(...).")
+        num_tasks = ctx.num_samples or 1
+        if len(features) % num_tasks:
+            raise ValueError(f"{num_tasks} samples have a task, but the heads got {len(features)}.")
+        each, heads = len(features) // num_tasks, list(self.heads.values())
+        outputs = []
+        for task, start, stop in ctx.runs:
+            output = heads[task](features[start * each : stop * each])
+            outputs.append(nn.functional.pad(output, (0, self.width - output.shape[-1])))
+        return torch.cat(outputs)
+
+    def of(self, task: str) -> nn.Module:
+        """The head of one task."""
+        return self.heads[key(task)]
+
+
+def key(task: str) -> str:
+    """A task's name as a module name, which cannot hold a dot."""
+    return task.replace(".", "%2E")
+
+
+def head_name(model: nn.Module) -> str:
+    """The attribute that holds a sequence classifier's head.
+
+    Raises:
+        ValueError: `model` has none.
+    """
+    for name in HEAD_NAMES:
+        if isinstance(getattr(model, name, None), nn.Module):
+            return name
+    raise ValueError(
+        f"{type(model).__name__} has no head called {' or '.join(HEAD_NAMES)}: load it as a sequence classifier "
+        "(AutoModelForSequenceClassification)."
+    )
+
+
+def add_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> nn.Module:
+    """Give a sequence classifier one head per task, in place, before an adapter is attached.
+
+    Args:
+        model: a transformers ForSequenceClassification model.
+        num_outputs: outputs of each task's head: its number of classes, or 1 for a regression.
+
+    Raises:
+        ValueError: `model` has no head, or a width is below 1.
+    """
+    for task, width in num_outputs.items():
+        if width < 1:
+            raise ValueError(f"The head of task {task!r} must have at least one output, not {width}.")
+    name = head_name(model)
+    setattr(model, name, TaskHeads(getattr(model, name), num_outputs))
+    return model
+
+
+def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
+    """The path and the module of the trained heads per task in `model`, if it has any."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, TaskHeads)]
+    return found[-1] if found else None
+
+
+def keep_head(model: nn.Module, task: str | int | None) -> nn.Module:
+    """Put the head of one task in the place of the heads per task, in a model without adapters; in place.
+
+    Raises:
+        ValueError: there is a head per task, and no task was named.
+    """
+    found = heads_of(model)
+    if found is not None:
+        path, heads = found
+        head = heads.of(_named(heads, task))
+        model.set_submodule(path, head)
+        width = [module for module in head.modules() if isinstance(module, nn.Linear)][-1].out_features
+        model.config.num_labels = model.num_labels = width  # type: ignore[union-attr, assignment]
+    return model
+
+
+def only_head(model: nn.Module, tensors: Mapping[str, Tensor], task: str | int | None) -> dict[str, Tensor]:
+    """Saved tensors with the heads of the other tasks left out, and the task's under the classifier's own name.
+
+    Raises:
+        ValueError: there is a head per task, and no task was named.
+    """
+    found = heads_of(model)
+    if found is None:
+        return dict(tensors)
+    name = _named(found[1], task)
+    own = f".heads.{key(name)}."
+    return {path.replace(own, "."): value for path, value in tensors.items() if ".heads." not in path or own in path}
+
+
+def _named(heads: TaskHeads, task: str | int | None) -> str:
+    names = heads.shared.task_names[HEADS]
+    if task is None:
+        raise ValueError(f"There is a head for each task, so say which task: {', '.join(names.names)}.")
+    return names.names[names.index(task)]
+
+
+def _of_width(head: nn.Module, width: int) -> nn.Module:
+    if isinstance(head, nn.Linear):
+        return _linear_like(head, width)
+    made = copy.deepcopy(head)
+    name, last = [(name, module) for name, module in made.named_modules() if isinstance(module, nn.Linear)][-1]
+    made.set_submodule(name, _linear_like(last, width))
+    return made
+
+
+def _linear_like(linear: nn.Linear, width: int) -> nn.Linear:
+    made = nn.Linear(linear.in_features, width, linear.bias is not None, linear.weight.device, linear.weight.dtype)
+    nn.init.normal_(made.weight, std=0.02)
+    if made.bias is not None:
+        nn.init.zeros_(made.bias)
+    return made
