@@ -63,10 +63,10 @@ def test_an_exported_task_has_its_head_as_the_classifier(method: str, architectu
             expected = model(input_ids=tokens).logits[:, :width]
         folder = lc.export_lora(model, f"{tmp_path}/{task}", task=task)
         plain = PeftModel.from_pretrained(base(architecture, num_labels=width), folder).eval()
-        torch.testing.assert_close(plain(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(plain(input_ids=tokens).logits, expected, rtol=1e-3, atol=1e-4)
         merged = lc.merge(model, task=task)
         assert merged.config.num_labels == width
-        torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=1e-3, atol=1e-4)
         assert type(merged.classifier) is type(base(architecture).classifier)
 
 
