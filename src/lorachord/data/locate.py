@@ -1,0 +1,84 @@
+"""Which rows of a source are which of our splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lorachord.core.words import suggest
+from lorachord.data.files import SUFFIXES, Row, data_files, missing, read_rows
+from lorachord.data.task import Source, Task
+
+REQUIRED: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation")}
+LOCAL: dict[str, tuple[str, ...]] = {**REQUIRED, "val": ("val",), "test": ("test",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One split of a source.
+
+    Attributes:
+        where: what it is, for errors.
+        rows: its rows, from the start at each call.
+    """
+
+    where: str
+    rows: Callable[[], Iterable[Row]]
+
+
+def describe(split: str, task: Task, origin: object) -> str:
+    """What the rows are, for errors."""
+    return f"{split} of task {task.name!r} ({origin})"
+
+
+def choose_splits(
+    source: Source, available: Collection[str], origin: object, usual: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
+    """Our split -> its name in the source.
+
+    Args:
+        available: the names in the source.
+        origin: the source's name, for errors.
+        usual: our split -> the names to try where the source does not say.
+
+    Raises:
+        ValueError: a split that the source names, or train or dev, is not there.
+    """
+    chosen = {}
+    for split in LOCAL:
+        named = source.splits.get(split)
+        candidates = (named,) if named is not None else usual.get(split, ())
+        found = [name for name in candidates if name in available]
+        if found:
+            chosen[split] = found[0]
+        elif named is not None or split in REQUIRED:
+            wanted = " or ".join(repr(name) for name in candidates)
+            raise ValueError(
+                f"{origin} has no {wanted} for our split {split!r}. {suggest(candidates[0], available)} "
+                f"Name it in the source's splits: {{{split!r}: ...}}."
+            )
+    return chosen
+
+
+def open_local(task: Task, source: Source) -> dict[str, Opened] | None:
+    """The splits of a local folder, or the one file as train; None if the source's path can only be the hub's.
+
+    Raises:
+        ValueError: a path that can only be local and does not exist, or a folder that lacks train or dev.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return {"train": Opened(describe("train", task, path), partial(read_rows, path))}
+    if path.is_dir():
+        if source.name is not None:
+            return None
+        files = data_files(path)
+        chosen = choose_splits(source, files, f"{path} ({' | '.join(SUFFIXES)})", LOCAL)
+        located = {split: files[name] for split, name in chosen.items()}
+        return {split: Opened(describe(split, task, file), partial(read_rows, file)) for split, file in located.items()}
+    # A hub name is "name" or "owner/name", without a suffix.
+    if path.is_absolute() or source.path[0] in ".~" or path.suffix in SUFFIXES or len(path.parts) > 2:
+        raise missing(path)
+    return None

@@ -1,0 +1,136 @@
+"""Scores of predictions, computed by scikit-learn, SciPy and rouge-score, which are imported at first use."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorachord.core.words import suggest
+
+Values = Sequence[Any]
+
+
+def _accuracy(predictions: Values, references: Values) -> float:
+    from sklearn.metrics import accuracy_score  # type: ignore[import-untyped]
+
+    return float(accuracy_score(references, predictions))
+
+
+def _f1(predictions: Values, references: Values) -> float:
+    from sklearn.metrics import f1_score
+
+    average = "binary" if set(predictions) | set(references) <= {0, 1} else "macro"
+    return float(f1_score(references, predictions, average=average, zero_division=0.0))
+
+
+def _matthews(predictions: Values, references: Values) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(references, predictions))
+
+
+def _pearson(predictions: Values, references: Values) -> float:
+    from scipy.stats import pearsonr  # type: ignore[import-untyped]
+
+    return float(pearsonr(predictions, references).statistic)
+
+
+def _spearman(predictions: Values, references: Values) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predictions, references).statistic)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+def _exact_match(predictions: Values, references: Values) -> float:
+    return _accuracy([_plain(text) for text in predictions], [_plain(text) for text in references])
+
+
+def _rouge_l(predictions: Values, references: Values) -> float:
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = zip(predictions, references, strict=True)
+    scores = [float(scorer.score(target, text)["rougeL"].fmeasure) for text, target in pairs]
+    return sum(scores) / len(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """
+    Attributes:
+        compute: the score of (predictions, references); higher is better.
+        kinds: the kinds of tasks it fits.
+        constant: the score where the predictions, or the references, are all the same and the formula divides zero by
+            zero; None where the formula is defined there.
+    """
+
+    compute: Callable[[Values, Values], float]
+    kinds: tuple[str, ...]
+    constant: float | None = None
+
+
+CLASSES = ("classification", "pair")
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_accuracy, (*CLASSES, "multiple_choice")),
+    "f1": Metric(_f1, CLASSES),
+    "matthews": Metric(_matthews, CLASSES, constant=0.0),
+    "pearson": Metric(_pearson, ("regression",), constant=0.0),
+    "spearman": Metric(_spearman, ("regression",), constant=0.0),
+    "exact_match": Metric(_exact_match, ("generation",)),
+    "rouge_l": Metric(_rouge_l, ("generation",)),
+}
+
+
+def _is_constant(values: Values) -> bool:
+    # The threshold below which SciPy itself calls a correlation meaningless.
+    low, high = min(values), max(values)
+    return bool(high - low <= 1e-13 * max(abs(low), abs(high)))
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        ValueError: no such metric; the message names the nearest.
+    """
+    if name not in METRICS:
+        raise ValueError(f"There is no metric {name!r}. {suggest(name, METRICS)}")
+    return METRICS[name]
+
+
+def score(metric: str, predictions: Values, references: Values) -> float:
+    """One number for a task, at most 1 and higher where better.
+
+    - `accuracy`: the share of equal values.
+    - `f1`: of class 1, if no class but 0 and 1 occurs; otherwise the unweighted mean of F1 over the classes that occur.
+    - `matthews`, `pearson`, `spearman`: correlations; 0 if either side is constant, NaN if a prediction is not finite.
+    - `exact_match`: the share of equal texts, after lower-casing and removing punctuation and repeated spaces, which is
+      the convention of Super-NaturalInstructions.
+    - `rouge_l`: the mean F-measure of the longest common subsequence of stemmed words, same convention. Its words are
+      runs of a-z and 0-9, so a text in another script scores 0.
+
+    Args:
+        metric: a name in `METRICS`.
+        predictions, references: class or option indices, numbers, or texts, in the same order.
+
+    Raises:
+        ValueError: no such metric, nothing to score, or a different number of predictions and references.
+    """
+    chosen = get_metric(metric)
+    if len(predictions) != len(references):
+        raise ValueError(f"There are {len(predictions)} predictions for {len(references)} references.")
+    if len(references) == 0:
+        raise ValueError(f"There is nothing to score with {metric}: no predictions and no references.")
+    if chosen.constant is not None:
+        if not all(math.isfinite(value) for value in predictions):
+            return math.nan
+        if _is_constant(predictions) or _is_constant(references):
+            return chosen.constant
+    return chosen.compute(predictions, references)

@@ -1,0 +1,34 @@
+"""The template of a decoder's prompt: `str.format` over `first`, `second` and `options`."""
+
+from __future__ import annotations
+
+from string import Formatter
+
+from lorachord.core.words import suggest
+
+
+def default_template(num_texts: int, with_options: bool) -> str:
+    """The texts, the options if wanted, and "Answer:", a line each."""
+    lines = ["{first}", "{second}"][:num_texts]
+    if with_options:
+        lines.append("Options: {options}")
+    return "\n".join([*lines, "Answer:"])
+
+
+def check_template(template: str, known: list[str]) -> None:
+    """Whether a template can be filled with texts of these names.
+
+    Raises:
+        ValueError: it is malformed, uses another name, or formats a text as something else.
+    """
+    try:
+        used = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"the prompt is no template ({error}); write {{{{ or }}}} for a literal brace.") from None
+    for name in used:
+        if name not in known:
+            raise ValueError(f"the prompt uses {{{name}}}, which there is not. {suggest(name, known)}")
+    try:
+        template.format(**dict.fromkeys(known, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"the prompt has a format that does not fit a text: {error}.") from None

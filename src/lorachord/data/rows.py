@@ -1,0 +1,140 @@
+"""From a source's row to an example with normalised columns, with every fault named by its row, value and place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from lorachord.core.words import suggest
+from lorachord.data.task import Source, Task
+
+Example = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """
+    Attributes:
+        task: whose columns are read.
+        source: how they are called there.
+        where: what the rows are, for errors: "train of task 'cola' (/data/cola/train.csv)".
+    """
+
+    task: Task
+    source: Source
+    where: str
+
+    def example(self, row: Mapping[str, Any], position: int) -> Example:
+        """The normalised columns of a row.
+
+        `first`, `second` (str; "" if there is no second), `label` (class or option index, number, or text), `choices`
+        (list[str], multiple_choice only) and `idx` (the source's own integer `idx`, else the position).
+
+        Raises:
+            ValueError: a column is missing or holds something else than the kind of the task needs.
+        """
+        texts = [self._text(row, position, column) for column in self.task.text]
+        example: Example = {"first": texts[0], "second": texts[1] if len(texts) == 2 else ""}
+        if self.task.kind == "multiple_choice":
+            example["choices"] = self._options(row, position)
+        example["label"] = self._label(row, position, example.get("choices", self.task.labels))
+        own = row.get("idx")
+        example["idx"] = int(own) if not isinstance(own, bool) and isinstance(own, Integral) else position
+        return example
+
+    def group(self, row: Mapping[str, Any], position: int) -> str:
+        """What keeps this row with others when val is drawn: its group columns, whatever their case and spacing."""
+        columns = self.task.group or self.task.text[0]
+        values = [self._value(row, position, name) for name in ([columns] if isinstance(columns, str) else columns)]
+        # A list is a set of options here, whose order says nothing about where the row came from.
+        parts = [" ".join(sorted(map(str, value))) if isinstance(value, list) else str(value) for value in values]
+        return "\n".join(" ".join(part.split()).casefold() for part in parts)
+
+    def _error(self, position: int, message: str) -> ValueError:
+        return ValueError(f"Row {position} (from 0) of {self.where}: {message}")
+
+    def _value(self, row: Mapping[str, Any], position: int, column: str) -> Any:
+        names = self.source.columns.get(column, column)
+        if isinstance(names, str):
+            return self._reach(row, position, names) if names else ""
+        return [self._reach(row, position, name) for name in names]
+
+    def _reach(self, row: Mapping[str, Any], position: int, name: str) -> Any:
+        if name in row:
+            return row[name]
+        value: Any = row
+        for part in name.split("."):
+            if isinstance(value, Mapping) and part in value:
+                value = value[part]
+            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                value = value[int(part)]
+            else:
+                known = ", ".join(map(str, row))
+                raise self._error(position, f"there is no column {name!r}. {suggest(name, row)} Columns: {known}.")
+        return value
+
+    def _text(self, row: Mapping[str, Any], position: int, column: str) -> str:
+        value = self._value(row, position, column)
+        parts = value if isinstance(value, list) else [value]
+        for part in parts:
+            if not isinstance(part, str):
+                raise self._error(position, f"column {column!r} must hold text; it holds {part!r}.")
+        return " ".join(parts)
+
+    def _options(self, row: Mapping[str, Any], position: int) -> list[str]:
+        options = self._value(row, position, self.task.choices)
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise self._error(
+                position,
+                f"column {self.task.choices!r} must hold a list of texts; it holds {options!r}. If there is a column "
+                "per option, name them in the source's columns: {'choices': ('option1', 'option2')}.",
+            )
+        if len(options) < 2:
+            raise self._error(position, f"there must be at least two options to choose from; it has {options!r}.")
+        return list(options)
+
+    def _label(self, row: Mapping[str, Any], position: int, names: Sequence[str]) -> int | float | str:
+        value = self._value(row, position, self.task.label)
+        if self.task.kind == "generation":
+            if not isinstance(value, str):
+                raise self._error(position, f"the label must be a text; it is {value!r}.")
+            return value
+        if self.task.kind == "regression":
+            return self._number(value, position)
+        return self._index(row, value, position, names)
+
+    def _number(self, value: Any, position: int) -> float:
+        if not isinstance(value, bool) and isinstance(value, (str, Real)):
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if math.isfinite(number):
+                return number
+        raise self._error(position, f"the label must be a finite number; it is {value!r}.")
+
+    def _index(self, row: Mapping[str, Any], value: Any, position: int, names: Sequence[str]) -> int:
+        keys = self.source.label_keys
+        if keys:
+            listed = [str(key) for key in (self._reach(row, position, keys) if isinstance(keys, str) else keys)]
+            if str(value) not in listed:
+                raise self._error(position, f"label {value!r} is none of the source's: {', '.join(listed)}.")
+            index = listed.index(str(value))
+        elif isinstance(value, str) and value in self.task.labels:
+            index = self.task.labels.index(value)
+        elif isinstance(value, Integral) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
+            index = int(value)
+        else:
+            near = suggest(value, self.task.labels) if isinstance(value, str) and self.task.labels else ""
+            raise self._error(position, f"label {value!r} is neither an index nor the name of {_shown(names)}. {near}")
+        if not 0 <= index < len(names):
+            hint = " -1 often marks rows without labels: name another split." if index == -1 else ""
+            raise self._error(position, f"label {value!r} is outside {_shown(names)}.{hint}")
+        return index
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(f"{index} = {name}" for index, name in enumerate(names))

@@ -1,0 +1,98 @@
+from typing import Any
+
+import pytest
+
+from lorachord.data.task import KINDS, Source, check_tasks
+from tests.unit.data.helpers import task
+
+EXAMPLE = {"first": "a {b}", "second": "c", "label": 1, "choices": ["left", "right"], "idx": 0}
+
+
+def test_defaults_follow_the_kind() -> None:
+    metrics = {kind: task(kind).metric for kind in KINDS}
+    assert metrics == {
+        "classification": "accuracy",
+        "pair": "accuracy",
+        "regression": "spearman",
+        "multiple_choice": "accuracy",
+        "generation": "rouge_l",
+    }
+    assert [task(kind).num_outputs for kind in KINDS] == [2, 2, 1, 1, 0]
+    assert task(labels=("a", "b", "c")).num_outputs == 3
+    assert task().answers == ("no", "yes")
+
+
+def test_the_default_prompts_hold_texts_and_options() -> None:
+    assert task().render(EXAMPLE) == "a {b}\nOptions: no or yes\nAnswer:"
+    assert task("pair").render(EXAMPLE) == "a {b}\nc\nOptions: no or yes\nAnswer:"
+    assert task("regression", text=("x", "y")).render(EXAMPLE) == "a {b}\nc\nAnswer:"
+    assert task("multiple_choice").render(EXAMPLE) == "a {b}\nAnswer:"
+
+
+def test_a_prompt_shows_options_by_kind_and_is_stripped() -> None:
+    three = task(labels=("x", "y", "z"), answers=("no", "maybe", "yes"), prompt="{options}? {first}\n")
+    assert three.render(EXAMPLE) == "no, maybe or yes? a {b}"
+    chosen = task("multiple_choice", prompt="{first}\n{options}")
+    assert chosen.render(EXAMPLE) == "a {b}\n- left\n- right"
+
+
+def test_options_and_targets_are_what_a_decoder_says() -> None:
+    said = task(answers=("false", "true"))
+    assert (said.options(EXAMPLE), said.target(EXAMPLE)) == (["false", "true"], "true")
+    chosen = task("multiple_choice")
+    assert (chosen.options(EXAMPLE), chosen.target(EXAMPLE)) == (["left", "right"], "right")
+    number = task("regression")
+    assert (number.options(EXAMPLE), number.target({**EXAMPLE, "label": 2.333})) == ([], "2.3")
+    written = task("generation")
+    assert (written.options(EXAMPLE), written.target({**EXAMPLE, "label": " words "})) == ([], "words")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name=""), "needs a name"),
+        (dict(kind="clasification"), "no kind 'clasification'.*'classification'"),
+        (dict(kind="pair", text=("sentence1",)), "tuple of 2 column.*'sentence1'"),
+        (dict(text=("a", "b")), "tuple of 1 column"),
+        (dict(text="sentence1"), "got 'sentence1'"),
+        (dict(labels=("only",)), "at least two classes.*'only'"),
+        (dict(labels=()), "at least two classes"),
+        (dict(labels="ab"), "at least two classes"),
+        (dict(labels=("a", "a")), "labels must differ"),
+        (dict(answers=("yes",)), "1 answers for 2 labels"),
+        (dict(answers=("yes", "yes")), "answers must differ"),
+        (dict(kind="regression", labels=("a", "b")), "labels and answers are for classification"),
+        (dict(metric="acuracy"), "no metric 'acuracy'.*'accuracy'"),
+        (dict(metric="rouge_l"), "rouge_l does not score classification.*accuracy, f1, matthews"),
+        (dict(prompt="{frist}"), r"uses \{frist\}.*'first'"),
+        (dict(prompt="{second}"), r"uses \{second\}.*Known: first, options"),
+        (dict(prompt="{}"), r"uses \{\}"),
+        (dict(prompt="{first.__class__}"), "uses {first.__class__}"),
+        (dict(prompt="{first"), "no template"),
+        (dict(prompt="{first:d}"), "does not fit a text"),
+        (dict(max_rows=0), "max_rows is 0"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_in_words(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        task(**changes)
+
+
+def test_a_generation_prompt_has_no_options() -> None:
+    with pytest.raises(ValueError, match=r"uses \{options\}"):
+        task("generation", prompt="{first} {options}")
+
+
+def test_a_source_knows_its_splits() -> None:
+    with pytest.raises(ValueError, match=r"no split 'devs'.*'dev'"):
+        Source(path="x", splits={"devs": "dev"})
+    with pytest.raises(ValueError, match=r"needs a path"):
+        Source(path="")
+
+
+def test_tasks_of_one_name_are_refused() -> None:
+    check_tasks([task(name="a"), task(name="b")])
+    with pytest.raises(ValueError, match=r"unique; repeated: a"):
+        check_tasks([task(name="a"), task(name="b"), task(name="a")])
+    with pytest.raises(ValueError, match=r"No task"):
+        check_tasks([])
