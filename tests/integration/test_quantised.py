@@ -1,7 +1,7 @@
 """Adapters on quantised base layers (bitsandbytes in 8 and 4 bits, torchao in 8) against the same base dequantised.
 
 In 4 bits on a CPU with AVX512-BF16, the first pass in eval mode packs a weight into a layout that bitsandbytes can
-neither dequantise nor differentiate through: after it, merging and training are wrong, also under PEFT's own LoRA. So
+neither dequantise nor differentiate through: after it, merging (under PEFT's own LoRA too) and training are wrong. So
 tests that merge or train in 4 bits make no such pass before.
 """
 

@@ -1,0 +1,121 @@
+"""What the benchmarks share: their options, interleaved timing, rows with bounds, and how these are printed.
+
+A machine that does other things meanwhile speeds up and slows down by more than what is to be measured. So nothing is
+timed by itself: all cases run in one process, one step each per round and in a new order every round, and what is
+reported is the median over rounds of a case's time divided by a baseline's time *in the same round*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Literal
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for on the command line.
+
+    Attributes:
+        quick: smaller sizes, under a minute on two cores.
+        json: JSON lines in place of a table.
+    """
+
+    quick: bool = False
+    json: bool = False
+
+    @property
+    def num_pairs(self) -> int:
+        """How many rounds to time: 15 in a quick run, 25 otherwise."""
+        return 15 if self.quick else 25
+
+
+def parse_options(description: str | None) -> Options:
+    """Read `--quick` and `--json` from the command line; `description` is usually the benchmark's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes: under a minute on two cores")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    return Options(**vars(parser.parse_args()))
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Seconds of each case, one entry per round, all cases in the same rounds."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def ratio(self, case: str, baseline: str) -> float:
+        """Median over rounds of `case`'s time divided by `baseline`'s in the same round."""
+        return median(a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True))
+
+
+def interleave(steps: Mapping[str, Step], num_pairs: int, *, num_warmup: int = 2, seed: int = 0) -> Rounds:
+    """Time steps against each other.
+
+    Args:
+        steps: what to run, by name.
+        num_pairs: rounds that count.
+        num_warmup: rounds before these, thrown away.
+        seed: of the order within the rounds.
+    """
+    order, shuffle = list(steps), random.Random(seed).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    # No case shall pay for another's garbage, so it is collected between rounds; what is there now is left out of that.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for index in range(num_warmup + num_pairs):
+            gc.collect()
+            shuffle(order)
+            for name in order:
+                start = perf_counter()
+                steps[name]()
+                elapsed = perf_counter() - start
+                if index >= num_warmup:
+                    seconds[name].append(elapsed)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return Rounds(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row: a value and, where the project promises one, its bound and on which side of it the value must lie."""
+
+    case: str
+    value: float
+    unit: str = "x"
+    bound: float | None = None
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the bound is kept; None where there is none."""
+        if self.bound is None:
+            return None
+        return self.value <= self.bound if self.better == "lower" else self.value >= self.bound
+
+
+def report(results: Sequence[Result], options: Options) -> int:
+    """Print the rows, as an aligned table or as JSON lines, and return the exit status: 1 if a bound is missed."""
+    if options.json:
+        for row in results:
+            plain = {"case": row.case, "value": row.value, "unit": row.unit, "bound": row.bound, "pass": row.passed}
+            print(json.dumps(plain))
+    else:
+        verdicts = {None: "", True: "ok", False: "MISSED"}
+        width = max(len(row.case) for row in results)
+        for row in results:
+            bound = "" if row.bound is None else f"{'<=' if row.better == 'lower' else '>='} {row.bound:.2f}"
+            print(f"{row.case:<{width}}  {row.value:8.3f} {row.unit:<5} {bound:<8} {verdicts[row.passed]}".rstrip())
+    return int(any(row.passed is False for row in results))

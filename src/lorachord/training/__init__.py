@@ -1,0 +1,1 @@
+"""Training and scoring one model on many tasks, over transformers' Trainer."""

@@ -1,0 +1,70 @@
+"""The loss of each task in a batch: a mean over the task's own examples (or answer tokens), so that no task drowns in
+another's length or number.
+
+Shapes: E examples, B rows, C outputs of the widest head, L tokens, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorachord.data.task import Task
+from lorachord.training.batches import IGNORED
+
+
+def encoder_losses(
+    logits_BC: Tensor, answers_E: Tensor, num_rows: Sequence[int], tasks_B: Tensor, tasks: Sequence[Task]
+) -> dict[int, Tensor]:
+    """The mean loss of each task that occurs, by its index.
+
+    Cross-entropy over a task's classes, or over the options of an example; the squared error of a number.
+
+    Args:
+        logits_BC: from one head, or from heads per task.
+        answers_E: class, option or number of each example.
+        num_rows: rows of each example; they lie one after another.
+        tasks_B: the task of each row.
+        tasks: by index.
+    """
+    starts = [0, *accumulate(num_rows)][:-1]
+    row_tasks = tasks_B.tolist()
+    examples_of: dict[int, list[int]] = {}
+    for example, start in enumerate(starts):
+        examples_of.setdefault(row_tasks[start], []).append(example)
+
+    losses = {}
+    for index, examples in examples_of.items():
+        task, answers = tasks[index], answers_E[examples]
+        if task.kind == "multiple_choice":
+            spans = [slice(starts[example], starts[example] + num_rows[example]) for example in examples]
+            terms = [
+                F.cross_entropy(logits_BC[span, 0].float(), answer.long())
+                for span, answer in zip(spans, answers, strict=True)
+            ]
+            losses[index] = torch.stack(terms).mean()
+            continue
+        outputs = logits_BC[[starts[example] for example in examples], : task.num_outputs].float()
+        if task.kind == "regression":
+            losses[index] = F.mse_loss(outputs[:, 0], answers.to(outputs.dtype))
+        else:
+            losses[index] = F.cross_entropy(outputs, answers.long())
+    return losses
+
+
+def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:
+    """The mean loss over the answer tokens of each task that occurs, by its index."""
+    target_BL = labels_BL[:, 1:]
+    token_BL = F.cross_entropy(
+        logits_BLV[:, :-1].float().transpose(1, 2), target_BL, ignore_index=IGNORED, reduction="none"
+    )
+    counted_BL = target_BL != IGNORED
+    losses = {}
+    for index in tasks_B.unique().tolist():
+        own = tasks_B == index
+        losses[index] = token_BL[own].sum() / counted_BL[own].sum().clamp_min(1)
+    return losses

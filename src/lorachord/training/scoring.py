@@ -1,0 +1,139 @@
+"""Predictions of a model on a task's examples, one record each, and their score.
+
+Records are plain data: saved as they are, they can be scored again without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.data.metrics import score
+from lorachord.data.task import Task
+from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
+from lorachord.tuner import on_task
+
+Record = dict[str, Any]
+
+
+def predict(
+    model: nn.Module,
+    batches: EncoderBatches | DecoderBatches,
+    examples: Sequence[Example],
+    index: int,
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 64,
+) -> list[Record]:
+    """Predict one task's examples.
+
+    Args:
+        model: in any mode; evaluated in eval mode, which is then set back.
+        batches: what made the training batches.
+        examples: with the columns of `data.sources`.
+        index: the task's index among `batches.tasks`.
+        batch_size: examples at a time.
+        max_new_tokens: of freely written answers.
+
+    Returns:
+        One record an example: `idx`, `label`, `prediction`, and what it came from: `scores` (class or option scores),
+        for a decoder's options also `prediction_normalised` (by the options' tokens), or the written `text`.
+    """
+    was_training = model.training
+    model.eval()
+    records: list[Record] = []
+    try:
+        with torch.no_grad(), on_task(model, index):
+            for start in range(0, len(examples), batch_size):
+                rows = range(start, min(start + batch_size, len(examples)))
+                some: list[Example] = [{**examples[row], "task": index} for row in rows]
+                made = (
+                    _encode(model, batches, some, index)
+                    if isinstance(batches, EncoderBatches)
+                    else _decode(model, batches, some, index, max_new_tokens)
+                )
+                for example, record in zip(some, made, strict=True):
+                    records.append({"idx": example["idx"], "label": example["label"], **record})
+    finally:
+        model.train(was_training)
+    return records
+
+
+def score_records(task: Task, records: Sequence[Record], key: str = "prediction") -> float:
+    """The task's metric of saved records."""
+    return score(task.metric, [record[key] for record in records], [record["label"] for record in records])
+
+
+def _encode(model: nn.Module, batches: EncoderBatches, some: list[Example], index: int) -> Iterator[Record]:
+    batch = batches(some)
+    num_rows = batch.pop("num_rows")
+    del batch["tasks"], batch["answers"]
+    logits = model(**_to_device(batch, model)).logits.float().cpu()
+    task = batches.tasks[index]
+    for rows in logits.split(num_rows):
+        if task.kind == "regression":
+            yield {"prediction": float(rows[0, 0])}
+        else:
+            scores = rows[:, 0] if task.kind == "multiple_choice" else rows[0, : task.num_outputs]
+            yield {"prediction": int(scores.argmax()), "scores": scores.tolist()}
+
+
+def _decode(
+    model: nn.Module, batches: DecoderBatches, some: list[Example], index: int, max_new_tokens: int
+) -> Iterator[Record]:
+    task = batches.tasks[index]
+    if not task.options(some[0]):
+        yield from _write(model, batches, some, task, max_new_tokens)
+        return
+    rows = [
+        batches.row(task.render(example), option, end=False) for example in some for option in task.options(example)
+    ]
+    batch = _to_device(batches.pad(rows), model)
+    labels_BL = batch.pop("labels")[:, 1:]
+    logs_BLV = torch.log_softmax(model(**batch).logits[:, :-1].float(), dim=-1)
+    counted_BL = labels_BL != IGNORED
+    chosen_BL = logs_BLV.gather(-1, labels_BL.clamp_min(0).unsqueeze(-1)).squeeze(-1) * counted_BL
+    totals, lengths = chosen_BL.sum(1).cpu(), counted_BL.sum(1).cpu()
+    counts = [len(task.options(example)) for example in some]
+    for scores, tokens in zip(totals.split(counts), lengths.split(counts), strict=True):
+        yield {
+            "prediction": int(scores.argmax()),
+            "prediction_normalised": int((scores / tokens).argmax()),
+            "scores": scores.tolist(),
+        }
+
+
+def _write(
+    model: nn.Module, batches: DecoderBatches, some: list[Example], task: Task, max_new_tokens: int
+) -> Iterator[Record]:
+    tokenizer = batches.tokenizer
+    prompts = [tokenizer(task.render(example))["input_ids"][-batches.max_length :] for example in some]
+    length = max(len(ids) for ids in prompts)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # Generation goes on at the right, so prompts are padded on the left.
+    ids = torch.tensor([[padding] * (length - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts])
+    written = model.generate(  # type: ignore[operator]
+        **_to_device({"input_ids": ids, "attention_mask": mask}, model),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=padding,
+    )
+    for row in written[:, length:]:
+        text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        yield {"prediction": _number(text) if task.kind == "regression" else text, "text": text}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.split()[0])
+    except (IndexError, ValueError):
+        return float("nan")
+
+
+def _to_device(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}

@@ -1,0 +1,165 @@
+"""A Trainer for several tasks: transformers' own, with a mixture for a data loader and a loss for each task.
+
+trainer = MultiTaskTrainer(model, args, batches=batches, train_data=[...], eval_data=[...], mixture=mixture)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
+from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.losses import decoder_losses, encoder_losses
+from lorachord.training.scoring import Record, predict, score_records
+from lorachord.tuner import on_task, penalty
+
+
+class MultiTaskMixin:
+    """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
+
+    The loss of a step is the mean over the tasks that occur in its batch of `weight * mean loss of the task`, plus the
+    adapter's penalties. Weights multiply; they are not normalised.
+
+    Args:
+        model: with an adapter; per-task heads, if any, inside.
+        args: transformers' TrainingArguments.
+        batches: makes batches of examples, and knows the tasks.
+        train_data: one map-style dataset per task.
+        eval_data: one per task, for `evaluate` (early stopping and the best checkpoint go by it: give it `val`).
+        mixture: the batch sampler over `train_data`, for this rank.
+        task_weights: one per task. Default: 1 each.
+        **keywords: the Trainer's own.
+
+    Raises:
+        ValueError: numbers of tasks, datasets or weights that do not fit each other.
+    """
+
+    # The losses are means over a task's own examples, so the Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        batches: EncoderBatches | DecoderBatches,
+        train_data: Sequence[Rows],
+        eval_data: Sequence[Rows],
+        mixture: TaskMixture,
+        task_weights: Sequence[float] | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.batches, self.mixture = batches, mixture
+        self.tasks = tuple(batches.tasks)
+        self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
+        self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(self.tasks)
+        counts = {"train_data": self.train_data, "eval_data": self.eval_data, "task_weights": self.task_weights}
+        for name, values in counts.items():
+            if len(values) != len(self.tasks):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.tasks)} tasks.")
+        # Each step's loss of each task, until they are logged; tensors, so that no step waits for the device.
+        self._task_losses: dict[int, list[Tensor]] = {}
+        super().__init__(  # type: ignore[call-arg]
+            model=model,
+            args=args,
+            train_dataset=MixedDataset(self.train_data),
+            eval_dataset=self.eval_data,
+            data_collator=batches,
+            **keywords,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the mixture, not sharded again: the sampler knows its rank."""
+        return DataLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.batches)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The mean over the batch's tasks of their weighted losses, plus penalties."""
+        losses, outputs = self.task_losses(model, inputs)
+        if model.training:
+            for index, loss in losses.items():
+                self._task_losses.setdefault(index, []).append(loss.detach())
+        terms = [self.task_weights[index] * loss for index, loss in losses.items()]
+        total = torch.stack(terms).mean() + penalty(model)
+        return (total, outputs) if return_outputs else total
+
+    def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
+        """The loss of each task in a batch, by the task's index, and the model's outputs."""
+        batch = dict(inputs)
+        tasks_B = batch.pop("tasks")
+        if isinstance(self.batches, EncoderBatches):
+            num_rows, answers_E = batch.pop("num_rows"), batch.pop("answers")
+            with on_task(model, tasks_B):
+                outputs = model(**batch)
+            return encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks), outputs
+        labels_BL = batch.pop("labels")
+        with on_task(model, tasks_B):
+            outputs = model(**batch)
+        return decoder_losses(outputs.logits, labels_BL, tasks_B), outputs
+
+    def evaluate(
+        self,
+        eval_dataset: Sequence[Rows] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Each task's metric, their mean and the worst; logged, and shown to the callbacks."""
+        records = self.predict_tasks(eval_dataset)
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in summarise(
+                {task.name: score_records(task, records[task.name]) for task in self.tasks}
+            ).items()
+        }
+        self.log(metrics)
+        trainer: Any = self
+        self.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+        return metrics
+
+    def predict_tasks(self, data: Sequence[Rows] | None = None) -> dict[str, list[Record]]:
+        """The records of every task by its name; of `eval_data` unless other datasets are given."""
+        args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        return {
+            task.name: predict(
+                self.model,  # type: ignore[attr-defined]
+                self.batches,
+                rows,  # type: ignore[arg-type]
+                index,
+                batch_size=args.per_device_eval_batch_size,
+            )
+            for index, (task, rows) in enumerate(zip(self.tasks, data or self.eval_data, strict=True))
+        }
+
+    def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
+        """With the mean loss of each task since the last time, as `loss_<task>`."""
+        if "loss" in logs:
+            for index, losses in sorted(self._task_losses.items()):
+                logs[f"loss_{self.tasks[index].name}"] = float(torch.stack(losses).mean())
+            self._task_losses.clear()
+        super().log(logs, *args, **keywords)  # type: ignore[misc]
+
+
+class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]
+    """transformers' Trainer with the multi-task parts."""
+
+
+def summarise(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores by task, with their `mean` and the `worst`."""
+    return {**scores, "mean": sum(scores.values()) / len(scores), "worst": min(scores.values())}
+
+
+def save_records(folder: Path, records: Mapping[str, Sequence[Record]]) -> None:
+    """One JSON-lines file a task, one record a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in records.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
