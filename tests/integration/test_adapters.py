@@ -318,6 +318,18 @@ def test_a_second_saved_adapter_loads_beside_the_first(architecture, tmp_path):
     assert close(task_logits(loaded, MIXED), task_logits(second, MIXED))
 
 
+def test_a_second_adapter_by_regex_is_saved_as_if_it_were_alone(tmp_path):
+    model = adapted("llama", "hydralora")
+    settings = {"target_modules": r".*layers\.1\.self_attn\.[qk].*", "task_type": "CAUSAL_LM"}
+    model.add_adapter("other", config("lora", **settings))
+    model.set_adapter("other")
+    perturb(model.eval(), 0.3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny("llama"), tmp_path / "other")
+    assert len(layers(loaded)) == 2
+    assert close(logits(loaded), logits(model))
+
+
 def test_saving_two_adapters_makes_a_folder_for_each(two, architecture, tmp_path):
     two.save_pretrained(tmp_path)
     for name, folder in (("default", tmp_path), ("other", tmp_path / "other")):

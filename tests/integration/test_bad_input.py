@@ -127,7 +127,8 @@ def test_a_config_refuses_what_attach_refuses():
 def test_a_second_adapter_that_is_refused_leaves_the_first_as_it_was():
     model = adapted("llama", "mtl_lora")
     expected = task_logits(model)
-    with pytest.raises(ValueError, match="'embed' matches no module"):
+    names = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    with pytest.raises(ValueError, match=rf"'embed' matches no module.*Its linear layers are called {names}\."):
         model.add_adapter("other", config("mtl_lora", target_modules=["q_proj", "embed"]))
     assert list(model.peft_config) == ["default"]
     assert all(list(layer.lorachord_adapter) == ["default"] for layer in layers(model).values())
@@ -168,7 +169,7 @@ def test_an_adapter_of_a_base_of_other_sizes_is_refused(folder):
 
 
 def test_an_adapter_of_a_base_with_more_layers_is_refused(folder):
-    refuse_to_load(tiny("llama", num_hidden_layers=3), folder, "made for another base model|matches no module")
+    refuse_to_load(tiny("llama", num_hidden_layers=3), folder, "made for another base model")
 
 
 def test_an_adapter_of_a_base_with_other_weights_is_refused(folder):

@@ -334,6 +334,13 @@ def test_layers_have_masks_of_their_own():
     assert not torch.equal(first, second)
 
 
+def test_masks_neither_use_nor_disturb_the_random_numbers_of_others():
+    model = masked("llama")
+    before = torch.get_rng_state()
+    logits(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_seed_of_the_run_decides_the_masks():
     def drawn(seed: int) -> Tensor:
         model = masked("llama")

@@ -34,12 +34,11 @@ def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> N
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_balance_loss_is_1_at_balance_and_e_over_k_at_worst(top_k: int) -> None:
     even = torch.full((1, 4, 4), 0.25)
-    spread = torch.stack([torch.roll(torch.tensor([1.0] * top_k + [0.0] * (4 - top_k)), shift) for shift in range(4)])[
-        None
-    ]
+    spread = torch.tensor([[(row + step) % 4 for step in range(top_k)] for row in range(4)])[None]
     assert float(balance_loss(even, spread, None)) == pytest.approx(1)
-    collapsed = torch.tensor([1.0] * top_k + [0.0] * (4 - top_k)).expand(1, 4, 4)
-    assert float(balance_loss(collapsed / top_k, collapsed, None)) == pytest.approx(4 / top_k)
+    first = torch.arange(top_k).expand(1, 4, top_k)
+    collapsed = torch.zeros(1, 4, 4).scatter(-1, first, 1 / top_k)
+    assert float(balance_loss(collapsed, first, None)) == pytest.approx(4 / top_k)
 
 
 def test_a_mask_of_other_rows_is_ignored() -> None:

@@ -158,15 +158,17 @@ class Adapter(nn.Module, ABC):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x_ND = x.reshape(-1, self.layer.d_in).to(dtype)
-        dropped_ND = F.dropout(x_ND, self.config.dropout, self.training)
+        dropping = self.training and self.config.dropout > 0
+        dropped_ND = F.dropout(x_ND, self.config.dropout) if dropping else x_ND
         down_TRD, up_TOS = (self.probes.down_TRD, self.probes.up_TOS) if self.probes else (None, None)
         runs = self._row_runs(ctx, len(x_ND))
 
-        h_NR = rows_linear(dropped_ND, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
-        num_samples = ctx.num_samples or (x.shape[0] if x.dim() > 2 else 1)
-        shape = (num_samples, len(x_ND) // max(num_samples, 1))
-        h_BLS = self.core(h_NR.unflatten(0, shape), x_ND.unflatten(0, shape), ctx)
-        h_NS = h_BLS.flatten(0, 1)
+        h_NS = h_NR = rows_linear(dropped_ND, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
+        if type(self).core is not Adapter.core:
+            num_samples = ctx.num_samples or (x.shape[0] if x.dim() > 2 else 1)
+            batch = (num_samples, len(x_ND) // max(num_samples, 1))
+            h_BLS = self.core(h_NR.view(*batch, h_NR.shape[1]), x_ND.view(*batch, self.layer.d_in), ctx)
+            h_NS = h_BLS.flatten(0, 1)
         up_OS = self.up_weight().to(dtype)
         # One product adds to the output in place of two passes over it, unless the frozen layer has a dtype of its own.
         out_NO = out.reshape(-1, self.layer.d_out) if out.dtype == dtype else None

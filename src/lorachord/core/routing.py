@@ -40,19 +40,20 @@ class Router(nn.Module):
 
     def forward(self, x_BLD: Tensor, ctx: Context) -> Tensor:
         """Gates (B, L, E) in the dtype of `x`; the softmax is taken in at least float32."""
-        logits_BLE = x_BLD @ self.weight.to(x_BLD.dtype).t()
         wide = torch.promote_types(x_BLD.dtype, torch.float32)
-        probs_BLE = torch.softmax(logits_BLE, dim=-1, dtype=wide)
-        if self.top_k is None:
-            gates_BLE, chosen_BLE = probs_BLE, None
-        else:
-            top = probs_BLE.topk(self.top_k, dim=-1)
-            kept = top.values / top.values.sum(dim=-1, keepdim=True)
-            gates_BLE = torch.zeros_like(probs_BLE).scatter(-1, top.indices, kept)
-            chosen_BLE = torch.zeros_like(probs_BLE).scatter(-1, top.indices, 1.0)
+        logits_BLE = (x_BLD @ self.weight.to(x_BLD.dtype).t()).to(wide)
+        chosen_BLK = None
+        masked_BLE = logits_BLE
+        if self.top_k is not None:
+            # Renormalised top-k gates are a softmax over the chosen logits alone.
+            chosen_BLK = logits_BLE.detach().topk(self.top_k, dim=-1).indices
+            masked_BLE = logits_BLE + torch.full_like(logits_BLE, -torch.inf).scatter_(-1, chosen_BLK, 0.0)
+        gates_BLE = torch.softmax(masked_BLE, dim=-1)
         # A recompute makes the loss too, and drops it: it must save the same tensors as the forward did.
-        wanted = self.training and self.balance > 0
-        loss = balance_loss(probs_BLE, chosen_BLE, ctx.token_mask_BL) if wanted else None
+        loss = None
+        if self.training and self.balance > 0:
+            probs_BLE = gates_BLE if chosen_BLK is None else torch.softmax(logits_BLE, dim=-1)
+            loss = balance_loss(probs_BLE, chosen_BLK, ctx.token_mask_BL)
         if ctx.recording:
             self.recorded = loss
         return gates_BLE.to(x_BLD.dtype)
@@ -66,7 +67,7 @@ class Router(nn.Module):
         return {**self.__dict__, "recorded": None}
 
 
-def balance_loss(probs_BLE: Tensor, chosen_BLE: Tensor | None, mask_BL: Tensor | None) -> Tensor:
+def balance_loss(probs_BLE: Tensor, chosen_BLK: Tensor | None, mask_BL: Tensor | None) -> Tensor:
     """The Switch balance loss `E sum_e f_e P_e` (arXiv 2101.03961, eq. 4), which is 1 at balance.
 
     `f_e` is the share of rows that chose e, divided by k for top-k; `P_e` the mean probability of e. Gradients flow
@@ -74,20 +75,23 @@ def balance_loss(probs_BLE: Tensor, chosen_BLE: Tensor | None, mask_BL: Tensor |
 
     Args:
         probs_BLE: probabilities over all experts, before the top-k.
-        chosen_BLE: 1 for the chosen experts of a row; None (dense gates) counts the most probable one.
+        chosen_BLK: indices of the chosen experts of each row; None (dense gates) counts the most probable one.
         mask_BL: True for the rows that count; ignored where the layer does not see the rows that it speaks of.
     """
     num_experts = probs_BLE.shape[-1]
-    probs_NE = probs_BLE.reshape(-1, num_experts)
-    if chosen_BLE is None:
-        chosen_NE = torch.zeros_like(probs_NE).scatter(-1, probs_NE.argmax(-1, keepdim=True), 1.0)
-    else:
-        chosen_NE = chosen_BLE.reshape(-1, num_experts)
-    weight_N1 = torch.ones_like(probs_NE[:, :1])
+    probs_NE = probs_BLE.flatten(0, -2)
+    chosen_NK = probs_NE.detach().argmax(-1, keepdim=True) if chosen_BLK is None else chosen_BLK.flatten(0, -2)
     if mask_BL is not None and mask_BL.numel() == len(probs_NE):
         weight_N1 = mask_BL.reshape(-1, 1).to(probs_NE)
-    total = weight_N1.sum().clamp_min(1)
-    share_E = (chosen_NE * weight_N1).sum(0).detach()
-    share_E = share_E / share_E.sum().clamp_min(1)
-    mean_E = (probs_NE * weight_N1).sum(0) / total
-    return num_experts * (share_E * mean_E).sum()
+        mean_E = (probs_NE * weight_N1).sum(0) / weight_N1.sum().clamp_min(1)
+        counts_E = probs_NE.new_zeros(num_experts)
+        counts_E.index_add_(0, chosen_NK.flatten(), weight_N1.expand_as(chosen_NK).flatten())
+    else:
+        mean_E = probs_NE.mean(0)
+        counts_E = torch.bincount(chosen_NK.flatten(), minlength=num_experts).to(probs_NE)
+    return num_experts * (counts_E / counts_E.sum().clamp_min(1) * mean_E).sum()
+
+
+def gated(gates_BLE: Tensor, h_BLR: Tensor) -> Tensor:
+    """`g (x) h`, the core of routed experts that share A: (B, L, E R), each expert's gate times h, side by side."""
+    return (gates_BLE.unsqueeze(-1) * h_BLR.contiguous().unsqueeze(-2)).flatten(-2)

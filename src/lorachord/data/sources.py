@@ -61,7 +61,7 @@ def load_task(task: Task, *, data_dir: str | Path | None = None, seed: int = 0, 
         ValueError: a file, split or column that is missing; an empty split; a label or option list that does not fit;
             one class only in train; text that is not UTF-8.
     """
-    source = task.source if data_dir is None else Source(path=str(Path(data_dir).absolute() / task.name))
+    source = task.source if data_dir is None else Source(path=str(Path(data_dir).expanduser().absolute() / task.name))
     opened = open_local(task, source)
     if opened is None:
         opened = _open_hub(task, source, streaming)

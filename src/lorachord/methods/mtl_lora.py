@@ -72,8 +72,8 @@ class MTLLoRA(Adapter):
         wide = torch.promote_types(self.mixture.dtype, torch.float32)
         share_TU = torch.softmax(self.mixture.to(wide) / self.config.temperature, dim=-1)
         square_TRR = self.transform if self.transform.dim() == 3 else torch.diag_embed(self.transform)
-        matrix_TSR = torch.einsum("tu,tpr->tupr", share_TU, square_TRR.to(wide)).flatten(1, 2)
+        matrix_TSR = (share_TU[:, :, None, None] * square_TRR[:, None].to(wide)).flatten(1, 2)
         if self.config.unknown_task == "mean":
             # The task id T, one past the last, stands for every task that was not trained.
             matrix_TSR = torch.cat([matrix_TSR, matrix_TSR.mean(0, keepdim=True)])
-        return h_BLR @ matrix_TSR.to(h_BLR.dtype)[ctx.task_ids_B].transpose(1, 2)
+        return h_BLR @ matrix_TSR.to(h_BLR.dtype).index_select(0, ctx.task_ids_B).transpose(1, 2)

@@ -61,10 +61,13 @@ def test_every_kind_has_its_columns(tmp_path: Path, kind: str) -> None:
     assert row["second"] == ("more 1" if kind == "pair" else "")
 
 
-def test_a_data_directory_takes_the_place_of_the_source(tmp_path: Path) -> None:
-    folder(tmp_path / "superni" / "toy")
+def test_a_data_directory_takes_the_place_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "data" / "superni" / "toy")
     elsewhere = task(name="superni/toy", source=Source(path="owner/hub", columns={"sentence1": "other"}))
-    assert len(load_task(elsewhere, data_dir=tmp_path).train) == 36
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for data_dir in (tmp_path / "data", "data", "~/data"):
+        assert len(load_task(elsewhere, data_dir=data_dir).train) == 36
 
 
 def test_val_and_test_of_the_folder_are_used(tmp_path: Path) -> None:
