@@ -22,12 +22,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for on the command line.
-
-    Attributes:
-        quick: smaller sizes, under a minute on two cores.
-        json: JSON lines in place of a table.
-    """
+    """What was asked for: `quick`, sizes that take under a minute on two cores; `json`, JSON lines and no table."""
 
     quick: bool = False
     json: bool = False
@@ -39,7 +34,7 @@ class Options:
 
 
 def parse_options(description: str | None) -> Options:
-    """Read `--quick` and `--json` from the command line; `description` is usually the benchmark's docstring."""
+    """Read the command line; `description` is usually the benchmark's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes: under a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")

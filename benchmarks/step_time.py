@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,33 +32,34 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Step, interleave, parse_options, report
+from harness import Options, Result, Rounds, Step, interleave, parse_options, report
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
 TASKS = ("a", "b", "c", "d")
-# By name of the case: method, options, and the rank of the PEFT LoRA that it is held against.
-CASES: dict[str, tuple[str, dict[str, int], int]] = {
-    "lora": ("lora", {}, 8),
-    "multilora": ("multilora", {}, 24),
-    "mtl_lora": ("mtl_lora", {}, 24),
-    "mtl_lora (8 ups)": ("mtl_lora", {"num_ups": 8}, 64),
-    "hydralora": ("hydralora", {"num_experts": 8}, 64),
-    "mosld": ("mosld", {"num_experts": 8}, 64),
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {}),
+    "multilora": ("multilora", {}),
+    "mtl_lora": ("mtl_lora", {}),
+    "mtl_lora (8 ups)": ("mtl_lora", {"num_ups": 8}),
+    "hydralora": ("hydralora", {"num_experts": 8}),
+    "mosld": ("mosld", {"num_experts": 8}),
 }
 
 
 def llama(quick: bool) -> PreTrainedModel:
     num_layers = 1 if quick else 4
     # The output layer, which has no adapter, keeps its share of the work.
-    sizes = dict(vocab_size=250 * num_layers, hidden_size=256, intermediate_size=688, num_attention_heads=4)
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=num_layers))
+    config = LlamaConfig(vocab_size=250 * num_layers, hidden_size=256, intermediate_size=688, num_attention_heads=4)
+    config.num_hidden_layers = num_layers
+    return LlamaForCausalLM(config)
 
 
 def minilm(quick: bool) -> PreTrainedModel:
-    sizes = dict(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=1 if quick else 6)
-    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return BertModel(BertConfig(**sizes, **dropout, attn_implementation="sdpa"), add_pooling_layer=False)
+    config = BertConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=12)
+    config.num_hidden_layers = 1 if quick else 6
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    return BertModel(config, add_pooling_layer=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Workload:
     def make(cls, architecture: Callable[[bool], PreTrainedModel], num_samples: int, quick: bool) -> Workload:
         def build() -> PreTrainedModel:
             torch.manual_seed(0)
-            return architecture(quick).train()
+            model = architecture(quick)
+            model.train()
+            return model
 
         model = build()
         num_samples = num_samples // 2 if quick else num_samples
@@ -85,45 +89,48 @@ class Workload:
         return cls(architecture.__name__, build, embeddings_BLD, task_ids_B, weight_BLV)
 
     def ours(self, case: str) -> nn.Module:
-        method, options, _ = CASES[case]
+        method, options = CASES[case]
         model = lc.attach(self.build(), method, tasks=TASKS, **options)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 # Away from zero updates, whose equality would say nothing.
                 if parameter.requires_grad and "router" not in name:
-                    parameter += 0.05 * torch.randn_like(parameter)
+                    parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
     def loop(self, ours: nn.Module, layer_type: type[LoopOverExperts]) -> nn.Module:
         """A model with `ours`' weights in layers of another type, checked to compute the same."""
         model = self.build().requires_grad_(False)
-        for layer in ours.modules():
-            if isinstance(layer, LorachordLinear):
-                adapter = layer.active()[0]
-                base = model.get_submodule(adapter.layer.name)
-                model.set_submodule(adapter.layer.name, layer_type(base, adapter, self.task_ids_B))
+        for adapter in adapters_of(ours):
+            base = model.get_submodule(adapter.layer.name)
+            model.set_submodule(adapter.layer.name, layer_type(base, adapter, self.task_ids_B))
         results = []
         for candidate in (ours.eval(), model.eval()):
-            output_BLV = self.output(candidate)
+            output_BLV = self.forward_of(candidate)()
             results.append((output_BLV, *torch.autograd.grad(output_BLV, self.embeddings_BLD, self.weight_BLV)))
             candidate.train()
         for expected, found in zip(*results, strict=True):
             torch.testing.assert_close(found / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
         return model
 
-    def output(self, model: nn.Module) -> Tensor:
-        with lc.on_task(model, self.task_ids_B) if is_ours(model) else nullcontext():
-            output_BLV: Tensor = model(inputs_embeds=self.embeddings_BLD)[0]
-        return output_BLV
+    def forward_of(self, model: nn.Module) -> Callable[[], Tensor]:
+        ours = bool(adapters_of(model))
 
-    def step(self, model: nn.Module, *, optimise: bool = True) -> Step:
+        def forward() -> Tensor:
+            with lc.on_task(model, self.task_ids_B) if ours else nullcontext():
+                output_BLV: Tensor = model(inputs_embeds=self.embeddings_BLD)[0]
+            return output_BLV
+
+        return forward
+
+    def step_of(self, model: nn.Module, *, optimise: bool = True) -> Step:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-5) if optimise else None
         loops = [module for module in model.modules() if isinstance(module, LoopOverExperts)]
-        ours = is_ours(model)
+        forward, ours = self.forward_of(model), bool(adapters_of(model))
 
         def step() -> None:
-            loss = (self.output(model) * self.weight_BLV).sum()
+            loss = (forward() * self.weight_BLV).sum()
             penalties = [lc.penalty(model)] if ours else [layer.penalty for layer in loops if layer.penalty is not None]
             sum(penalties, start=loss).backward()
             if optimizer is not None:
@@ -134,8 +141,8 @@ class Workload:
         return step
 
 
-def is_ours(model: nn.Module) -> bool:
-    return any(isinstance(module, LorachordLinear) for module in model.modules())
+def adapters_of(model: nn.Module) -> list[Adapter]:
+    return [adapter for layer in model.modules() if isinstance(layer, LorachordLinear) for adapter in layer.active()]
 
 
 def linear(weight: Tensor) -> nn.Linear:
@@ -145,24 +152,27 @@ def linear(weight: Tensor) -> nn.Linear:
 
 
 class LoopOverExperts(nn.Module):
-    """HydraLoRA as in its release, and MoSLD in the same style, with the weights of `adapter`."""
+    """HydraLoRA as in its release, and MoSLD in the same style, with the weights of one of our adapters."""
 
     repeat_down = True
 
-    def __init__(self, base: nn.Module, adapter: Adapter, task_ids_B: Tensor) -> None:
+    def __init__(self, base: nn.Module, adapter: Any, task_ids_B: Tensor) -> None:
         super().__init__()
         self.base, self.method, self.config = base, adapter.method, adapter.config
         self.scaling, self.task_ids_B = adapter.scale, task_ids_B
         self.lora_A = linear(adapter.down)
-        self.lora_B = nn.ModuleList(linear(up) for up in adapter.up.split(adapter.config.r, dim=1))
+        self.lora_B: Any = nn.ModuleList(linear(up) for up in adapter.up.split(adapter.config.r, dim=1))
+        self.lora_lambda: Any = None
         self.penalty: Tensor | None = None
         self.build(adapter)
 
-    def build(self, adapter: Adapter) -> None:
+    def build(self, adapter: Any) -> None:
+        """Copy what the method has besides the factors."""
         self.lora_route = linear(adapter.router.weight)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        result_BLO, weight_RD = self.base(x_BLD), self.lora_A.weight
+        result_BLO: Tensor = self.base(x_BLD)
+        weight_RD: Tensor = self.lora_A.weight
         gates_BLE = torch.softmax(self.lora_route(x_BLD), dim=-1, dtype=torch.float32)
         if self.method == "mosld":
             top = gates_BLE.topk(self.config.top_k, dim=-1)
@@ -188,12 +198,13 @@ class LoopWithDownOnce(LoopOverExperts):
 class LoopOverTasks(LoopOverExperts):
     """MTL-LoRA as a loop over tasks and one over up-projections."""
 
-    def build(self, adapter: Adapter) -> None:
+    def build(self, adapter: Any) -> None:
         self.lora_lambda = nn.ModuleList(linear(transform) for transform in adapter.transform)
         self.lora_B_w = nn.Parameter(adapter.mixture.detach().clone())
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        result_BLO, h_BLR = self.base(x_BLD), self.lora_A(x_BLD)
+        result_BLO: Tensor = self.base(x_BLD)
+        h_BLR = self.lora_A(x_BLD)
         transformed_BLR = torch.zeros_like(h_BLR)
         for task, lora_lambda in enumerate(self.lora_lambda):
             rows_B = self.task_ids_B == task
@@ -207,7 +218,7 @@ class LoopOverTasks(LoopOverExperts):
 class ReleasedTasks(LoopOverExperts):
     """MTL-LoRA as in its release: mixed up-projections, copied for each sample."""
 
-    def build(self, adapter: Adapter) -> None:
+    def build(self, adapter: Any) -> None:
         self.lora_lambda = nn.Parameter(adapter.transform.detach().clone())
         self.lora_B_w = nn.Parameter(adapter.mixture.detach().clone())
         self.lora_B = nn.Parameter(torch.stack([up.weight.detach() for up in self.lora_B]))
@@ -217,7 +228,9 @@ class ReleasedTasks(LoopOverExperts):
         mixed_TOR = (share_TU @ self.lora_B.flatten(1)).unflatten(1, self.lora_B.shape[1:])
         down_BDR = self.lora_A.weight.t().expand(len(x_BLD), -1, -1)
         h_BLR = torch.bmm(torch.bmm(x_BLD, down_BDR), self.lora_lambda[self.task_ids_B].mT)
-        return self.base(x_BLD) + torch.bmm(h_BLR, mixed_TOR[self.task_ids_B].mT) * self.scaling
+        update_BLO = torch.bmm(h_BLR, mixed_TOR[self.task_ids_B].mT) * self.scaling
+        result_BLO: Tensor = self.base(x_BLD) + update_BLO
+        return result_BLO
 
 
 LOOPS: dict[str, dict[str, type[LoopOverExperts]]] = {
@@ -238,36 +251,39 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output_BLV = work.output(model)
+        output_BLV = work.forward_of(model)()
     assert output_BLV.requires_grad
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
 
 
 def benchmark(work: Workload, options: Options) -> list[Result]:
+    def timed(models: dict[str, nn.Module], *, optimise: bool = True) -> Rounds:
+        steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
+        return interleave(steps, options.num_pairs)
+
     ours = {case: work.ours(case) for case in CASES}
-    peft = {r: lc.attach(work.build(), "peft_lora", r=r) for r in (8, 24, 64)}
-    timed, saved = [], []
-    for r, baseline in peft.items():
-        against = f"PEFT LoRA r {r}"
-        models = {case: ours[case] for case in CASES if CASES[case][2] == r}
-        steps = {against: baseline, **models}
-        rounds = interleave({name: work.step(model) for name, model in steps.items()}, options.num_pairs)
+    first = {case: adapters_of(model)[0] for case, model in ours.items()}
+    widths = {case: max(len(adapter.down_weight()), adapter.up_weight().shape[1]) for case, adapter in first.items()}
+    times, saved = [], []
+    for r in sorted(set(widths.values())):
+        against, baseline = f"PEFT LoRA r {r}", lc.attach(work.build(), "peft_lora", r=r)
+        models = {case: model for case, model in ours.items() if widths[case] == r}
+        rounds = timed({against: baseline, **models})
         for case, model in models.items():
-            timed.append(Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=1.10))
+            times.append(Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=1.10))
             size = saved_bytes(work, model) / saved_bytes(work, baseline)
             saved.append(Result(f"saved: {case} / {against}", size))
     for case, layer_types in LOOPS.items():
         models = {name: work.loop(ours[case], layer_type) for name, layer_type in layer_types.items()}
-        steps = {case: ours[case], **models}
-        rounds = interleave({name: work.step(model) for name, model in steps.items()}, options.num_pairs)
+        rounds = timed({case: ours[case], **models})
         for name, model in models.items():
             bound = 2.0 if name == "loop" else None
-            timed.append(Result(f"{name} / {case}", rounds.ratio(name, case), bound=bound, better="higher"))
+            times.append(Result(f"{name} / {case}", rounds.ratio(name, case), bound=bound, better="higher"))
             saved.append(Result(f"saved: {case} / {name}", saved_bytes(work, ours[case]) / saved_bytes(work, model)))
-    steps = {"frozen": work.build().requires_grad_(False), "PEFT LoRA r 8": peft[8], "lora": ours["lora"]}
-    rounds = interleave({name: work.step(model, optimise=False) for name, model in steps.items()}, options.num_pairs)
-    limit = [Result(f"limit: {name} / frozen", rounds.ratio(name, "frozen")) for name in steps if name != "frozen"]
-    return [replace(row, case=f"{work.name} {row.case}") for row in (*timed, *saved, *limit)]
+    frozen, peft = work.build().requires_grad_(False), lc.attach(work.build(), "peft_lora", r=8)
+    rounds = timed({"frozen": frozen, "PEFT LoRA r 8": peft, "lora": ours["lora"]}, optimise=False)
+    limit = [Result(f"limit: {case} / frozen", rounds.ratio(case, "frozen")) for case in ("PEFT LoRA r 8", "lora")]
+    return [replace(row, case=f"{work.name} {row.case}") for row in (*times, *saved, *limit)]
 
 
 def main() -> int:
