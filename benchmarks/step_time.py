@@ -26,13 +26,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness import Options, Result, Rounds, Step, interleave, parse_options, report
+
+# isort: split
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Rounds, Step, interleave, parse_options, report
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
