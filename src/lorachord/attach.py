@@ -49,7 +49,7 @@ def attach(
     if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         raise ValueError(
             "The model has adapters already. Add another with model.add_adapter(name, LorachordConfig.build(...)), or "
-            "take the plain model back first, with model.unload()."
+            "take the plain model back first: model.unload() of a PeftModel, or load the base anew."
         )
     if "task_type" not in settings:
         settings["task_type"] = infer_task_type(base)
