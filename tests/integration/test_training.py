@@ -111,9 +111,7 @@ def test_an_encoders_losses_are_means_over_each_tasks_examples(tokenizer: Any) -
         for example in mixed[3 * index : 3 * index + 3]:
             alone = batches([example])
             with lc.on_task(model, index):
-                output = model(
-                    **{name: alone[name] for name in ("input_ids", "attention_mask")}
-                ).logits
+                output = model(**{name: alone[name] for name in ("input_ids", "attention_mask")}).logits
             label = torch.tensor(example["label"])
             if task.kind == "regression":
                 terms.append((output[0, 0] - label) ** 2)
