@@ -161,7 +161,8 @@ def test_records_are_scored_again_without_the_model(tokenizer: Any, tmp_path: Pa
     parts, model = data(), encoder()
     made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path)
     records = made.predict_tasks()
-    save_records(tmp_path / "predictions", records)
+    save_records(tmp_path / "predictions", {**records, "suite/nested": records["size"]})
+    assert (tmp_path / "predictions" / "suite" / "nested.jsonl").is_file()
     for task, part in zip(TASKS, parts, strict=True):
         lines = (tmp_path / "predictions" / f"{task.name}.jsonl").read_text().splitlines()
         again = [json.loads(line) for line in lines]

@@ -158,8 +158,8 @@ def summarise(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def save_records(folder: Path, records: Mapping[str, Sequence[Record]]) -> None:
-    """One JSON-lines file a task, one record a line."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One JSON-lines file a task, one record a line; a slash in a task's name is a folder."""
     for name, rows in records.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
