@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+from lorachord.core.words import table
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -43,33 +47,129 @@ def method_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _methods(arguments: argparse.Namespace) -> int:
+def _methods(arguments: argparse.Namespace) -> None:
     rows = method_rows()
     if arguments.json:
         print(json.dumps(rows, indent=2))
-        return 0
+        return
     columns = {"name": "name", "paper": "paper", "core": "core", "merges": "merges", "needs_task_ids": "task ids"}
     columns["parameters"] = "parameters per layer"
-    table = [list(columns.values())]
+    cells = [list(columns.values())]
     for row in rows:
         shown = {**row, "needs_task_ids": "needed" if row["needs_task_ids"] else "-"}
-        table.append([str(shown[key]) for key in columns])
-    widths = [max(len(line[column]) for line in table) for column in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    return 0
+        cells.append([str(shown[key]) for key in columns])
+    print(table(cells))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `lorachord`; returns the exit status."""
+def _models(arguments: argparse.Namespace) -> None:
+    from lorachord.models.catalogue import CATALOGUE
+
+    rows = [[name, model.kind, model.licence, model.description] for name, model in CATALOGUE.items()]
+    print(table([["name", "kind", "licence", "what it is"], *rows]))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from lorachord.runs.recipe import read_recipe
+    from lorachord.runs.scores import score_table
+    from lorachord.runs.train import train
+
+    recipe = read_recipe(arguments.recipe, arguments.set)
+    out = arguments.out or Path("runs", Path(arguments.recipe).stem)
+    folder = train(recipe, out, data_dir=arguments.data, resume=arguments.resume, force=arguments.force)
+    print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
+    print(score_table(folder.metrics["dev"]))
+    print(f"The run is in {folder.path}.")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.scores import score_table
+    from lorachord.runs.use import evaluate
+
+    scores = evaluate(arguments.run_folder, arguments.split, data_dir=arguments.data, again=arguments.again)
+    print(json.dumps(scores, indent=2) if arguments.json else score_table(scores))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.use import merge_run
+
+    print(f"The merged model is in {merge_run(arguments.run_folder, arguments.out, arguments.task)}.")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.use import export_run
+
+    for folder in export_run(arguments.run_folder, arguments.out):
+        print(f"A plain LoRA is in {folder}.")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.demo import demo
+
+    demo(arguments.out, force=arguments.force)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lorachord", description="Multi-task low-rank adaptation.")
     commands = parser.add_subparsers(dest="command", required=True)
+
     methods = commands.add_parser("methods", help="list the methods")
     methods.add_argument("--json", action="store_true", help="as JSON, with the options and their defaults")
     methods.set_defaults(run=_methods)
-    parsed = parser.parse_args(arguments)
-    status: int = parsed.run(parsed)
-    return status
+
+    models = commands.add_parser("models", help="list the packaged models that a recipe can name")
+    models.set_defaults(run=_models)
+
+    train = commands.add_parser("train", help="train from a recipe into a run folder")
+    train.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
+    train.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
+    train.add_argument("--data", metavar="DIR", help="a folder with a folder of files per task; default: the hub")
+    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
+    train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
+    train.add_argument("--force", action="store_true", help="remove the run that --out holds first")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score a run, from its saved predictions where it has them")
+    evaluate.add_argument("run_folder", metavar="RUN")
+    evaluate.add_argument("--split", default="dev", choices=("train", "val", "dev", "test"), help="default: dev")
+    evaluate.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
+    evaluate.add_argument("--again", action="store_true", help="predict anew, although predictions are saved")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    merge = commands.add_parser("merge", help="write a plain model with a run's adapter merged in")
+    merge.add_argument("run_folder", metavar="RUN")
+    merge.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
+    merge.add_argument("--task", metavar="NAME", help="needed where weights or heads differ by task")
+    merge.set_defaults(run=_merge)
+
+    export = commands.add_parser("export", help="write a run's adapter as a plain LoRA, or one per task")
+    export.add_argument("run_folder", metavar="RUN")
+    export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
+    export.set_defaults(run=_export)
+
+    demo = commands.add_parser("demo", help="train on generated tasks that contradict each other, and compare")
+    demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
+    demo.add_argument("--force", action="store_true", help="remove the demo that --out holds first")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `lorachord`; returns the exit status: 0, or 2 for bad input."""
+    parsed = _parser().parse_args(arguments)
+    # PEFT and transformers tell their own developers of coming renames.
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lorachord").setLevel(logging.INFO)
+    try:
+        parsed.run(parsed)
+    except ValueError as error:
+        # Bad input, in words; a traceback would hide them.
+        print(f"lorachord {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Error messages that help: what was found, and the nearest thing that would have worked."""
+"""Words for people: the nearest thing that would have worked, and tables in columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -11,3 +11,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "Known: " + (", ".join(names) if names else "none") + "."
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns; the first row is the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

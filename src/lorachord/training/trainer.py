@@ -22,6 +22,15 @@ from lorachord.training.scoring import Record, predict, score_records
 from lorachord.tuner import on_task, penalty
 
 
+class MixtureLoader(DataLoader[Any]):
+    """A DataLoader that passes the epoch on to its mixture: Trainer tells the loader alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        assert isinstance(self.batch_sampler, TaskMixture)
+        self.batch_sampler.set_epoch(epoch)
+
+
 class MultiTaskMixin:
     """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
 
@@ -36,6 +45,7 @@ class MultiTaskMixin:
         eval_data: one per task, for `evaluate` (early stopping and the best checkpoint go by it: give it `val`).
         mixture: the batch sampler over `train_data`, for this rank.
         task_weights: one per task. Default: 1 each.
+        max_new_tokens: of freely written answers, when predicting. Default 64.
         **keywords: the Trainer's own.
 
     Raises:
@@ -55,9 +65,10 @@ class MultiTaskMixin:
         eval_data: Sequence[Rows],
         mixture: TaskMixture,
         task_weights: Sequence[float] | None = None,
+        max_new_tokens: int = 64,
         **keywords: Any,
     ) -> None:
-        self.batches, self.mixture = batches, mixture
+        self.batches, self.mixture, self.max_new_tokens = batches, mixture, max_new_tokens
         self.tasks = tuple(batches.tasks)
         self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
         self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(self.tasks)
@@ -78,7 +89,7 @@ class MultiTaskMixin:
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, not sharded again: the sampler knows its rank."""
-        return DataLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.batches)
+        return MixtureLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.batches)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -135,6 +146,7 @@ class MultiTaskMixin:
                 rows,  # type: ignore[arg-type]
                 index,
                 batch_size=args.per_device_eval_batch_size,
+                max_new_tokens=self.max_new_tokens,
             )
             for index, (task, rows) in enumerate(zip(self.tasks, data or self.eval_data, strict=True))
         }

@@ -1,0 +1,1 @@
+"""From a recipe to trained, scored and exported adapters in a run folder: what the command line calls."""

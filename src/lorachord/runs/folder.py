@@ -1,0 +1,174 @@
+"""The run folder: everything about a run in one place, and nothing overwritten unasked.
+
+    recipe.yaml           the recipe with every default written out
+    environment.json      versions, platform, seed, data folder
+    README.md             what the run is, and the commands that repeat and use it
+    adapter/              the trained adapter, heads included, as PEFT loads it
+    predictions/SPLIT/    one file a task, one JSON record an example
+    metrics.json          scores by split; its presence says that the run is finished
+    log.jsonl             what was logged while training, one JSON object a line
+    checkpoints/          to resume from; removed when the run is finished
+
+A run of mode `single` has such a folder for each task in place of adapter/, predictions/ and log.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lorachord.runs.recipe import Recipe, read_recipe
+
+PACKAGES = ("lorachord", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder.
+
+    Attributes:
+        path: where it is.
+        recipe: what it runs.
+    """
+
+    path: Path
+    recipe: Recipe
+
+    @classmethod
+    def start(
+        cls, path: str | Path, recipe: Recipe, *, data_dir: str | Path | None, resume: bool = False, force: bool = False
+    ) -> RunFolder:
+        """Make the folder of a new run, or go on with an old one.
+
+        Args:
+            data_dir: where the data lie, to be recorded.
+            resume: go on with what the folder holds, if anything.
+            force: remove the run that it holds first.
+
+        Raises:
+            ValueError: the folder holds a run and neither was asked for, or something that is no run; the recipe to
+                resume is not that of the run.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not (path / "recipe.yaml").is_file() or not (path / "environment.json").is_file():
+                raise ValueError(f"{path} holds something that is no run; name a new folder.")
+            if resume:
+                return cls._resumed(path, recipe)
+            if not force:
+                state = "a finished run" if (path / "metrics.json").is_file() else "an unfinished run"
+                raise ValueError(
+                    f"{path} holds {state}: name a new folder, go on with --resume, or remove it by --force."
+                )
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path, recipe)
+        folder.write("recipe.yaml", recipe.to_yaml())
+        folder.write_json("environment.json", _environment(recipe, data_dir))
+        folder.write("README.md", _readme(recipe, data_dir))
+        return folder
+
+    @classmethod
+    def _resumed(cls, path: Path, recipe: Recipe) -> RunFolder:
+        found = cls.open(path)
+        differing = _differences(found.recipe.to_dict(), recipe.to_dict())
+        if differing:
+            raise ValueError(
+                f"{path} holds a run of another recipe, which cannot be resumed with this one:\n  "
+                + "\n  ".join(differing)
+                + "\nResume it with its own recipe.yaml, or name a new folder."
+            )
+        return found
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started.
+
+        Raises:
+            ValueError: there is no run.
+        """
+        path = Path(path)
+        if not (path / "recipe.yaml").is_file():
+            found = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else []
+            holds = f"it holds {', '.join(found)}" if found else "it is empty or missing"
+            raise ValueError(f"{path} is no run folder, which would hold a recipe.yaml; {holds}.")
+        return cls(path, read_recipe(path / "recipe.yaml"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    def require_finished(self) -> RunFolder:
+        """Itself.
+
+        Raises:
+            ValueError: the run is not finished.
+        """
+        if not self.finished:
+            raise ValueError(f"The run in {self.path} is not finished; go on with `lorachord train ... --resume`.")
+        return self
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
+        found: dict[str, Any] = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def data_dir(self) -> str | None:
+        """The data folder that the run was started with."""
+        recorded = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        found: str | None = recorded["data_dir"]
+        return found
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole: a reader sees the old one or the new one."""
+        path = self.path / name
+        scratch = path.with_name(f".{path.name}.part")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """The same for plain data."""
+        self.write(name, json.dumps(value, indent=2) + "\n")
+
+
+def _environment(recipe: Recipe, data_dir: str | Path | None) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "platform": platform.platform(),
+        "seed": recipe.seed,
+        "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().absolute()),
+    }
+
+
+def _readme(recipe: Recipe, data_dir: str | Path | None) -> str:
+    data = "" if data_dir is None else f" --data {data_dir}"
+    # Without the build's own suffix (2.13.0+cpu), which no index has.
+    pins = " ".join(f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES[:4])
+    return (
+        f"# {recipe.method['name']} on {recipe.model.name}, {recipe.mode}, seed {recipe.seed}\n\n"
+        "Made by LoRAchord. To repeat it:\n\n"
+        f"```\npip install {pins}\nlorachord train recipe.yaml{data} --out AGAIN\n```\n\n"
+        "`environment.json` has all versions. On another machine or with other versions, rounding may differ.\n\n"
+        "To use it (`RUN` being this folder):\n\n"
+        "```\nlorachord evaluate RUN --split dev\n"
+        "lorachord export RUN --out LORA\nlorachord merge RUN --out MODEL\n```\n"
+    )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if old == new else [f"{path}: the run has {old!r}, the recipe {new!r}"]

@@ -1,0 +1,144 @@
+"""From a recipe to what training takes: tasks and their data, then the model. Cheap checks come first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import set_seed
+
+from lorachord.attach import attach
+from lorachord.baselines import BASELINES, baseline_config
+from lorachord.core.registry import all_methods
+from lorachord.core.words import suggest
+from lorachord.data.sources import TaskData, from_rows, load_task
+from lorachord.data.split import cut
+from lorachord.data.task import Task
+from lorachord.heads import add_heads
+from lorachord.models.load import load_decoder, load_encoder
+from lorachord.models.resolve import resolve
+from lorachord.runs.recipe import Recipe
+from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.tuner import LorachordConfig
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The tasks of a run with their data.
+
+    Attributes:
+        data: one per task.
+        weights: of their losses.
+    """
+
+    data: tuple[TaskData, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks in order."""
+        return tuple(part.task for part in self.data)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Training rows of each task."""
+        return [len(part.train) for part in self.data]
+
+    def split(self, name: str, max_rows: int | None, seed: int) -> list[Any]:
+        """One split of every task, at most `max_rows` rows of each.
+
+        Raises:
+            ValueError: a task has no such split.
+        """
+        chosen = []
+        for part in self.data:
+            rows = getattr(part, name)
+            if rows is None:
+                raise ValueError(f"Task {part.task.name!r} has no {name} split; take dev or val.")
+            chosen.append(rows.select(cut(len(rows), max_rows, seed)))
+        return chosen
+
+
+def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """Everything that can be known to be wrong without data or weights.
+
+    Raises:
+        ValueError: an unknown method or option, a task that the model cannot have, weights of unknown tasks, a missing
+            or incomplete model folder.
+    """
+    names = [task.name for task in tasks]
+    for name in recipe.tasks.weights:
+        if name not in names:
+            raise ValueError(f"tasks.weights names {name!r}, which is no task of this recipe. {suggest(name, names)}")
+    options = {key: value for key, value in recipe.method.items() if key != "name"}
+    method = recipe.method["name"]
+    try:
+        if method in BASELINES:
+            baseline_config(method, **options)
+        elif method in all_methods():
+            LorachordConfig.build(method, tasks=names, **options)
+        else:
+            raise ValueError(f"there is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
+    except ValueError as error:
+        raise ValueError(f"method: {error}") from None
+    if recipe.model.kind == "encoder":
+        written = [task.name for task in tasks if task.kind == "generation"]
+        if written:
+            raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
+        if recipe.model.heads == "shared" and len({task.num_outputs for task in tasks}) > 1:
+            widths = ", ".join(f"{task.name} {task.num_outputs}" for task in tasks)
+            raise ValueError(f"One shared head needs tasks of one width, and these differ: {widths}. Use per_task.")
+    resolve(recipe.model.name, recipe.model.gguf_file)
+
+
+def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None) -> TaskSet:
+    """Read, check and split the data of all tasks.
+
+    Raises:
+        ValueError: as `data.sources.load_task`.
+    """
+    part = recipe.tasks
+    weights = [1.0] * len(tasks)
+    if part.lab is not None:
+        lab = part.lab.generate()
+        index_of = {task.name: index for index, task in enumerate(lab.tasks)}
+        data = tuple(from_rows(task, lab.splits(index_of[task.name]), seed=part.seed) for task in tasks)
+        weights = [lab.loss_weights[index_of[task.name]] for task in tasks]
+    else:
+        data = tuple(load_task(task, data_dir=data_dir, seed=part.seed) for task in tasks)
+    return TaskSet(
+        data, tuple(part.weights.get(task.name, weight) for task, weight in zip(tasks, weights, strict=True))
+    )
+
+
+def load_model(
+    recipe: Recipe, tasks: Sequence[Task], adapter: Path | None = None
+) -> tuple[PeftModel, EncoderBatches | DecoderBatches]:
+    """The base with heads and adapter, and what makes its batches. Seeds torch with the recipe's seed.
+
+    Args:
+        adapter: a saved adapter; None makes a new one.
+    """
+    part = recipe.model
+    set_seed(recipe.seed)
+    dtype = getattr(torch, part.dtype)
+    batches: EncoderBatches | DecoderBatches
+    base: nn.Module
+    if part.kind == "encoder":
+        width = max(task.num_outputs for task in tasks)
+        base, tokenizer = load_encoder(part.name, num_labels=width, dtype=dtype)
+        if part.heads == "per_task":
+            base = add_heads(base, {task.name: task.num_outputs for task in tasks})
+        batches = EncoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
+    else:
+        base, tokenizer = load_decoder(part.name, dtype=dtype, gguf_file=part.gguf_file)
+        batches = DecoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
+    if adapter is not None:
+        return PeftModel.from_pretrained(base, str(adapter)), batches
+    options = {key: value for key, value in recipe.method.items() if key != "name"}
+    return attach(base, recipe.method["name"], tasks=[task.name for task in tasks], **options), batches

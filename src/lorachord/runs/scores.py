@@ -1,0 +1,71 @@
+"""Scores of a run's records, and the tables that show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorachord.core.words import table
+from lorachord.data.task import Task
+from lorachord.training.scoring import Record, score_records
+from lorachord.training.trainer import save_records, summarise
+
+NORMALISED = "prediction_normalised"
+
+
+def score_task(task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    """The metric of one task, its score, and the number of examples.
+
+    A decoder's choice among options is scored twice: by the options' log-likelihoods (`score`), and by those divided by
+    the options' tokens (`score_normalised`).
+    """
+    scored: dict[str, Any] = {"metric": task.metric, "score": score_records(task, records), "examples": len(records)}
+    if NORMALISED in records[0]:
+        scored["score_normalised"] = score_records(task, records, NORMALISED)
+    return scored
+
+
+def report(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `metrics.json` holds for a split: each task's scores, their mean and the worst."""
+    summary = summarise({name: scored["score"] for name, scored in tasks.items()})
+    return {"mean": summary["mean"], "worst": summary["worst"], "tasks": dict(tasks)}
+
+
+def save_scored(
+    folder: Path, tasks: Sequence[Task], records: Mapping[str, Sequence[Record]], *, write: bool = True
+) -> dict[str, Any]:
+    """Save the records of a split in `folder`, unless another rank does, and return their scores."""
+    if write:
+        save_records(folder, records)
+    return report({task.name: score_task(task, records[task.name]) for task in tasks})
+
+
+def read_records(folder: Path, tasks: Sequence[Task]) -> dict[str, list[Record]]:
+    """Saved records by task.
+
+    Raises:
+        ValueError: a task's file is missing.
+    """
+    found = {}
+    for task in tasks:
+        path = folder / f"{task.name}.jsonl"
+        if not path.is_file():
+            raise ValueError(f"There are no saved predictions {path}.")
+        found[task.name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return found
+
+
+def score_table(scores: Mapping[str, Any]) -> str:
+    """The table of a split's scores."""
+    normalised = any("score_normalised" in scored for scored in scores["tasks"].values())
+    rows = [["task", "metric", "score", *["normalised"] * normalised, "examples"]]
+    for name, scored in scores["tasks"].items():
+        row = [name, scored["metric"], f"{scored['score']:.3f}"]
+        if normalised:
+            row.append(f"{scored['score_normalised']:.3f}" if "score_normalised" in scored else "")
+        rows.append([*row, str(scored["examples"])])
+    blank = [""] * (1 + normalised)
+    rows += [["mean", "", f"{scores['mean']:.3f}", *blank], ["worst", "", f"{scores['worst']:.3f}", *blank]]
+    return table(rows)

@@ -1,0 +1,241 @@
+"""Training from a recipe into a run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from lorachord.data.mixture import TaskMixture
+from lorachord.runs.folder import RunFolder
+from lorachord.runs.prepare import TaskSet, check, load_data, load_model
+from lorachord.runs.recipe import Recipe
+from lorachord.runs.scores import report, save_scored
+from lorachord.training.trainer import MultiTaskTrainer
+
+logger = logging.getLogger("lorachord")
+REPORTED = ("val", "dev")
+"""What a run scores in its end: what one may choose by, and what is reported."""
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> RunFolder:
+    """Train, score and save what a recipe says. Errors in the recipe, the folder or the data come before any training.
+
+    Args:
+        out: the run folder; see `runs/folder.py`.
+        data_dir: a folder with a folder of files per task, in place of the tasks' own sources.
+        resume: go on with the unfinished run in `out`; a finished one is left as it is.
+        force: replace the run in `out`.
+
+    Raises:
+        ValueError: as `prepare.check`, `prepare.load_data` and `RunFolder.start`.
+    """
+    tasks = recipe.tasks.chosen()
+    check(recipe, tasks)
+    if resume and Path(out, "metrics.json").is_file():
+        return RunFolder.start(out, recipe, data_dir=data_dir, resume=True)
+    data = load_data(recipe, tasks, data_dir)
+    mixture_of(recipe, data.sizes)
+    folder = RunFolder.start(out, recipe, data_dir=data_dir, resume=resume, force=force)
+    if recipe.mode == "single":
+        return _train_singly(folder, data, data_dir)
+    return _train_jointly(folder, data)
+
+
+def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: int = 1) -> TaskMixture:
+    """The batches of one rank.
+
+    Raises:
+        ValueError: a batch that cannot hold what it must, or does not divide among the ranks.
+    """
+    part = recipe.mixture
+    return TaskMixture(
+        sizes,
+        batch_size=recipe.training.batch_size // recipe.training.accumulation,
+        sampling=part.sampling,
+        temperature=part.temperature,
+        batches=part.batches,
+        every_task=part.every_task,
+        # Rounded up, so that every row is seen in every epoch.
+        drop_last=False,
+        seed=recipe.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
+    """The recipe of each task alone, by its name.
+
+    Args:
+        sizes: training rows of each task.
+    """
+    rows = mixture_of(recipe, sizes).schedule.rows_per_epoch()
+    made = {}
+    for task, own in zip(recipe.tasks.chosen(), rows, strict=True):
+        training = recipe.training
+        if training.max_steps is not None:
+            training = replace(training, max_steps=max(1, round(training.max_steps * own / sum(rows))))
+        weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
+        tasks = replace(recipe.tasks, only=(task.name,), weights=weights)
+        made[task.name] = replace(recipe, mode="joint", tasks=tasks, training=training)
+    return made
+
+
+def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None) -> RunFolder:
+    runs = {}
+    for index, (name, recipe) in enumerate(single_recipes(folder.recipe, data.sizes).items()):
+        own = RunFolder.start(folder.path / name, recipe, data_dir=data_dir, resume=True)
+        if not own.finished:
+            logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
+            _train_jointly(own, TaskSet(data.data[index : index + 1], data.weights[index : index + 1]))
+        runs[name] = own.metrics
+    together: dict[str, Any] = {
+        split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
+    }
+    together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
+    folder.write_json("metrics.json", together)
+    return folder
+
+
+def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
+    recipe = folder.recipe
+    checkpoints = folder.path / "checkpoints"
+    model, batches = load_model(recipe, data.tasks)
+    args = _arguments(recipe, checkpoints)
+    evaluation = recipe.evaluation
+    trainer = MultiTaskTrainer(
+        model,
+        args,
+        batches=batches,
+        train_data=[part.train for part in data.data],
+        eval_data=data.split("val", evaluation.max_rows, recipe.tasks.seed),
+        mixture=mixture_of(recipe, data.sizes, args.process_index, args.world_size),
+        task_weights=data.weights,
+        max_new_tokens=evaluation.max_new_tokens,
+        callbacks=[RunLog(folder)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+    if recipe.training.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.training.patience))
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last is not None:
+        logger.info("going on from %s", last)
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.monotonic() - began
+
+    if trainer.is_world_process_zero():
+        model.save_pretrained(str(folder.path / "adapter"))
+    metrics: dict[str, Any] = {}
+    for split in REPORTED:
+        records = trainer.predict_tasks(data.split(split, evaluation.max_rows, recipe.tasks.seed))
+        metrics[split] = save_scored(
+            folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
+        )
+    metrics["training"] = {
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        "rows": {part.task.name: len(part.train) for part in data.data},
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    if trainer.is_world_process_zero():
+        # What the best checkpoint was, and what to resume from, is of no use to a finished run.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        folder.write_json("metrics.json", metrics)
+    return folder
+
+
+def _arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
+    part = recipe.training
+    choosing = part.eval_every is not None
+    every = part.eval_every if part.eval_every is not None else part.save_every
+    length = {"max_steps": part.max_steps} if part.max_steps is not None else {"num_train_epochs": part.epochs}
+    # Given only where wanted: later versions of transformers have another name for it, and warn of this one.
+    recomputing: dict[str, Any] = (
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        if part.gradient_checkpointing
+        else {}
+    )
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        **length,
+        per_device_train_batch_size=part.batch_size // part.accumulation,
+        per_device_eval_batch_size=recipe.evaluation.batch_size,
+        gradient_accumulation_steps=part.accumulation,
+        learning_rate=part.learning_rate,
+        lr_scheduler_type=part.schedule if part.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=part.warmup,
+        weight_decay=part.weight_decay,
+        max_grad_norm=part.max_grad_norm,
+        bf16=part.precision == "bf16",
+        fp16=part.precision == "fp16",
+        **recomputing,
+        logging_steps=part.log_every,
+        logging_first_step=True,
+        eval_strategy="steps" if choosing else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=choosing,
+        metric_for_best_model="eval_mean" if choosing else None,
+        greater_is_better=True if choosing else None,
+        report_to=list(part.report_to),
+        seed=recipe.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+class RunLog(TrainerCallback):
+    """Writes what the Trainer logs to `log.jsonl`, and a line of it to the logger.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.path / "log.jsonl"
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin with what the checkpoint remembers, so that a resumed run's log has no step twice."""
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Append the newest entry."""
+        if not state.is_world_process_zero:
+            return
+        entry = state.log_history[-1]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        shown = {key: entry[key] for key in ("loss", "eval_mean", "eval_worst") if key in entry}
+        if shown and args.disable_tqdm:
+            values = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
