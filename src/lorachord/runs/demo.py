@@ -7,6 +7,7 @@ has a mean of at most 1 - k/2; one that is told reaches 1.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def demo(out: str | Path, *, force: bool = False) -> None:
         "of them together with one adapter: LoRA, HydraLoRA (routes by the text), MTL-LoRA (is told the task).\n",
         flush=True,
     )
+    # The steps of sixteen trainings are of no interest here.
+    logging.getLogger("lorachord").setLevel(logging.WARNING)
     for k in SHARES:
         rows = [["accuracy", "task 0", "task 1", "task 2", "task 3", "mean", "worst"]]
         for row in RUNS:

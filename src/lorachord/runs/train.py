@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from lorachord.data.mixture import TaskMixture
+from lorachord.runs.arguments import mixture_of, training_arguments
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_model
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
@@ -66,28 +57,6 @@ def train(
     return _train_jointly(folder, data)
 
 
-def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: int = 1) -> TaskMixture:
-    """The batches of one rank.
-
-    Raises:
-        ValueError: a batch that cannot hold what it must, or does not divide among the ranks.
-    """
-    part = recipe.mixture
-    return TaskMixture(
-        sizes,
-        batch_size=recipe.training.batch_size // recipe.training.accumulation,
-        sampling=part.sampling,
-        temperature=part.temperature,
-        batches=part.batches,
-        every_task=part.every_task,
-        # Rounded up, so that every row is seen in every epoch.
-        drop_last=False,
-        seed=recipe.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
 def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
     """The recipe of each task alone, by its name.
 
@@ -126,7 +95,7 @@ def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
     recipe = folder.recipe
     checkpoints = folder.path / "checkpoints"
     model, batches = load_model(recipe, data.tasks)
-    args = _arguments(recipe, checkpoints)
+    args = training_arguments(recipe, checkpoints)
     evaluation = recipe.evaluation
     trainer = MultiTaskTrainer(
         model,
@@ -170,72 +139,3 @@ def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
         shutil.rmtree(checkpoints, ignore_errors=True)
         folder.write_json("metrics.json", metrics)
     return folder
-
-
-def _arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
-    part = recipe.training
-    choosing = part.eval_every is not None
-    every = part.eval_every if part.eval_every is not None else part.save_every
-    length = {"max_steps": part.max_steps} if part.max_steps is not None else {"num_train_epochs": part.epochs}
-    # Given only where wanted: later versions of transformers have another name for it, and warn of this one.
-    recomputing: dict[str, Any] = (
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-        if part.gradient_checkpointing
-        else {}
-    )
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        **length,
-        per_device_train_batch_size=part.batch_size // part.accumulation,
-        per_device_eval_batch_size=recipe.evaluation.batch_size,
-        gradient_accumulation_steps=part.accumulation,
-        learning_rate=part.learning_rate,
-        lr_scheduler_type=part.schedule if part.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=part.warmup,
-        weight_decay=part.weight_decay,
-        max_grad_norm=part.max_grad_norm,
-        bf16=part.precision == "bf16",
-        fp16=part.precision == "fp16",
-        **recomputing,
-        logging_steps=part.log_every,
-        logging_first_step=True,
-        eval_strategy="steps" if choosing else "no",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=1,
-        load_best_model_at_end=choosing,
-        metric_for_best_model="eval_mean" if choosing else None,
-        greater_is_better=True if choosing else None,
-        report_to=list(part.report_to),
-        seed=recipe.seed,
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-
-
-class RunLog(TrainerCallback):
-    """Writes what the Trainer logs to `log.jsonl`, and a line of it to the logger.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.path = folder.path / "log.jsonl"
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin with what the checkpoint remembers, so that a resumed run's log has no step twice."""
-        if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Append the newest entry."""
-        if not state.is_world_process_zero:
-            return
-        entry = state.log_history[-1]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        shown = {key: entry[key] for key in ("loss", "eval_mean", "eval_worst") if key in entry}
-        if shown and args.disable_tqdm:
-            values = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
-            logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
