@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lorachord.core.words import suggest
 
-Values = Sequence[Any]
+Values = Sequence[Any] | NDArray[np.generic]
 
 
 def _accuracy(predictions: Values, references: Values) -> float:
