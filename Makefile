@@ -1,8 +1,12 @@
 # Each target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: test test-all format clean
+.PHONY: demo test test-all format clean
+
+demo: .venv/installed
+	$(BIN)/lorachord demo
 
 test: .venv/ready
 	$(BIN)/ruff check .
@@ -18,9 +22,15 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/ready: pyproject.toml constraints.txt
+# What a user has.
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	touch $@
+
+# And what a developer needs besides.
+.venv/ready: .venv/installed
+	$(INSTALL) '.[dev]'
 	touch $@
 
 clean:
