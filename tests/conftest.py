@@ -1,6 +1,7 @@
 """Tiny random models, the same at every call, and quiet libraries."""
 
 import os
+from pathlib import Path
 
 # Before any import of transformers: no hub, no progress bars in the log.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+
+from tests.tiny_data import save_model, write_data
 
 # The models are far too small for two threads to help.
 torch.set_num_threads(1)
@@ -68,3 +71,21 @@ def _seeded() -> None:
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny encoder."""
+    return save_model(tiny("bert"), tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny decoder."""
+    return save_model(tiny("llama"), tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with all tasks of `tiny_data.OWN`."""
+    return write_data(tmp_path_factory.mktemp("data"))

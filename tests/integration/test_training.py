@@ -8,9 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 import lorachord as lc
@@ -21,27 +18,10 @@ from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.training.scoring import predict, score_records
 from lorachord.training.trainer import MultiTaskTrainer, save_records
+from tests import tiny_data
 from tests.conftest import perturb, tiny
+from tests.tiny_data import rows
 
-WORDS = [
-    "red",
-    "blue",
-    "big",
-    "small",
-    "yes",
-    "no",
-    "up",
-    "down",
-    "one",
-    "two",
-    "Options",
-    "Answer",
-    ":",
-    "or",
-    ",",
-    ".",
-    "-",
-]
 MEMORY = Source(path="memory")
 TASKS = (
     Task(name="colour", kind="classification", source=MEMORY, text=("sentence1",), labels=("no", "yes"), group="idx"),
@@ -53,26 +33,7 @@ TASKS = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    special = ["[PAD]", "[UNK]", "[EOS]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    made = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
-
-
-def rows(task: Task, size: int, seed: int) -> list[dict[str, Any]]:
-    """The first word decides: red, big and one are yes, first, 1; the others no, second, 0."""
-    generator = torch.Generator().manual_seed(seed)
-    yes, no = {"colour": ("red", "blue"), "size": ("big", "small")}.get(task.name, ("one", "two"))
-    made = []
-    for index in range(size):
-        positive = bool(torch.rand((), generator=generator) < 0.5)
-        filler = WORDS[6 + int(torch.randint(2, (), generator=generator))]
-        row = {"sentence1": f"{yes if positive else no} {filler}", "sentence2": filler, "idx": index}
-        row["choices"] = ["up", "down", "yes"][: 2 + index % 2]
-        row["label"] = float(positive) if task.kind == "regression" else int(positive)
-        made.append(row)
-    return made
+    return tiny_data.tokenizer()
 
 
 def data(tasks: tuple[Task, ...] = TASKS, size: int = 80) -> list[Any]:
