@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from lorachord.data.mixture import TaskMixture
@@ -54,7 +55,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
         **length,
-        per_device_train_batch_size=part.batch_size // part.accumulation,
+        per_device_train_batch_size=part.batch_size // part.accumulation // PartialState().num_processes,
         per_device_eval_batch_size=recipe.evaluation.batch_size,
         gradient_accumulation_steps=part.accumulation,
         learning_rate=part.learning_rate,

@@ -48,25 +48,19 @@ class RunFolder:
         Args:
             data_dir: where the data lie, to be recorded.
             resume: go on with what the folder holds, if anything.
-            force: remove the run that it holds first.
+            force: remove the run that it holds first; then nothing is resumed.
 
         Raises:
             ValueError: the folder holds a run and neither was asked for, or something that is no run; the recipe to
                 resume is not that of the run.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not (path / "recipe.yaml").is_file() or not (path / "environment.json").is_file():
-                raise ValueError(f"{path} holds something that is no run; name a new folder.")
-            if resume:
-                return cls._resumed(path, recipe)
-            if not force:
-                state = "a finished run" if (path / "metrics.json").is_file() else "an unfinished run"
-                raise ValueError(
-                    f"{path} holds {state}: name a new folder, go on with --resume, or remove it by --force."
-                )
+        found = cls.check(path, recipe, resume=resume, force=force)
+        if found is not None:
+            return found
+        if path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True)
         folder = cls(path, recipe)
         folder.write("recipe.yaml", recipe.to_yaml())
         folder.write_json("environment.json", _environment(recipe, data_dir))
@@ -74,8 +68,26 @@ class RunFolder:
         return folder
 
     @classmethod
-    def _resumed(cls, path: Path, recipe: Recipe) -> RunFolder:
+    def check(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, force: bool = False) -> RunFolder | None:
+        """Whether `start` may go ahead, before anything is changed.
+
+        Returns:
+            The run to resume, or None where a new one is to be made.
+
+        Raises:
+            ValueError: as `start`.
+        """
+        path = Path(path)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return None
+        if not (path / "recipe.yaml").is_file() or not (path / "environment.json").is_file():
+            raise ValueError(f"{path} holds something that is no run; name a new folder.")
+        if force:
+            return None
         found = cls.open(path)
+        if not resume:
+            state = "a finished run" if found.finished else "an unfinished run"
+            raise ValueError(f"{path} holds {state}: name a new folder, go on with --resume, or remove it by --force.")
         differing = _differences(found.recipe.to_dict(), recipe.to_dict())
         if differing:
             raise ValueError(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -40,21 +41,30 @@ def train(
         out: the run folder; see `runs/folder.py`.
         data_dir: a folder with a folder of files per task, in place of the tasks' own sources.
         resume: go on with the unfinished run in `out`; a finished one is left as it is.
-        force: replace the run in `out`.
+        force: replace the run in `out`, if any; then nothing is resumed.
 
     Raises:
         ValueError: as `prepare.check`, `prepare.load_data` and `RunFolder.start`.
     """
     tasks = recipe.tasks.chosen()
+    found = RunFolder.check(out, recipe, resume=resume, force=force)
+    if found is not None and found.finished:
+        return found
     check(recipe, tasks)
-    if resume and Path(out, "metrics.json").is_file():
-        return RunFolder.start(out, recipe, data_dir=data_dir, resume=True)
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
-    folder = RunFolder.start(out, recipe, data_dir=data_dir, resume=resume, force=force)
+    folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir)
     return _train_jointly(folder, data)
+
+
+def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
+    """The run's folder on every rank, made by the first."""
+    ranks = PartialState()
+    folder = RunFolder.start(path, recipe, **how) if ranks.is_main_process else RunFolder(Path(path), recipe)
+    ranks.wait_for_everyone()
+    return folder
 
 
 def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
@@ -78,7 +88,7 @@ def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
 def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None) -> RunFolder:
     runs = {}
     for index, (name, recipe) in enumerate(single_recipes(folder.recipe, data.sizes).items()):
-        own = RunFolder.start(folder.path / name, recipe, data_dir=data_dir, resume=True)
+        own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
             _train_jointly(own, TaskSet(data.data[index : index + 1], data.weights[index : index + 1]))
@@ -87,7 +97,9 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
     }
     together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
-    folder.write_json("metrics.json", together)
+    if PartialState().is_main_process:
+        folder.write_json("metrics.json", together)
+    PartialState().wait_for_everyone()
     return folder
 
 
@@ -138,4 +150,5 @@ def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
         # What the best checkpoint was, and what to resume from, is of no use to a finished run.
         shutil.rmtree(checkpoints, ignore_errors=True)
         folder.write_json("metrics.json", metrics)
+    PartialState().wait_for_everyone()
     return folder
