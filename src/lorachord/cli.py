@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import transformers
 
 from lorachord.core.words import table
 
@@ -163,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PEFT and transformers tell their own developers of coming renames.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
     if not sys.stderr.isatty():
-        # Read when transformers is imported: no bars for loading weights in a log file.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # No bars for loading weights in a log file.
+        transformers.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("lorachord").setLevel(logging.INFO)
     try:

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
 from lorachord.data.mixture import TaskMixture
 from lorachord.runs.recipe import Recipe
+
+
+def ranks() -> PartialState:
+    """This process among all, by torchrun's or accelerate's environment."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: int = 1) -> TaskMixture:
@@ -55,7 +61,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
         **length,
-        per_device_train_batch_size=part.batch_size // part.accumulation // PartialState().num_processes,
+        per_device_train_batch_size=part.batch_size // part.accumulation // ranks().num_processes,
         per_device_eval_batch_size=recipe.evaluation.batch_size,
         gradient_accumulation_steps=part.accumulation,
         learning_rate=part.learning_rate,
@@ -78,5 +84,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
         greater_is_better=True if choosing else None,
         report_to=list(part.report_to),
         seed=recipe.seed,
+        # Said outright, or several processes without a GPU do not find each other.
+        use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
     )

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from lorachord.runs.arguments import mixture_of, training_arguments
+from lorachord.runs.arguments import mixture_of, ranks, training_arguments
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_model
@@ -61,9 +60,9 @@ def train(
 
 def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
     """The run's folder on every rank, made by the first."""
-    ranks = PartialState()
-    folder = RunFolder.start(path, recipe, **how) if ranks.is_main_process else RunFolder(Path(path), recipe)
-    ranks.wait_for_everyone()
+    first = ranks().is_main_process
+    folder = RunFolder.start(path, recipe, **how) if first else RunFolder(Path(path), recipe)
+    ranks().wait_for_everyone()
     return folder
 
 
@@ -97,9 +96,9 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
     }
     together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
-    if PartialState().is_main_process:
+    if ranks().is_main_process:
         folder.write_json("metrics.json", together)
-    PartialState().wait_for_everyone()
+    ranks().wait_for_everyone()
     return folder
 
 
@@ -150,5 +149,5 @@ def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
         # What the best checkpoint was, and what to resume from, is of no use to a finished run.
         shutil.rmtree(checkpoints, ignore_errors=True)
         folder.write_json("metrics.json", metrics)
-    PartialState().wait_for_everyone()
+    ranks().wait_for_everyone()
     return folder
