@@ -1,5 +1,6 @@
 """Tiny random models, the same at every call, and quiet libraries."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def perturb(model: torch.nn.Module, scale: float = 0.05, seed: int = 2) -> None:
             if parameter.requires_grad:
                 # Drawn in float64, so that the same model in two dtypes is moved to the same place.
                 parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _collected_once() -> None:
+    """Every Trainer collects garbage, and would go through all that the libraries have imported each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
