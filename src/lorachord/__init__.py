@@ -16,9 +16,10 @@ Importing this package registers its adapter type with PEFT.
 
 import lorachord.methods as methods
 from lorachord.attach import attach
-from lorachord.core.adapter import Adapter, LayerSpec
+from lorachord.core.adapter import Adapter
 from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
 from lorachord.core.context import Context, Mixing
+from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge

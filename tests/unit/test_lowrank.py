@@ -17,21 +17,21 @@ def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: 
     d_in, d_out = (20, width) if down else (width, 20)
     x, weight, out = rows(9, d_in), rows(d_out, d_in), rows(9, d_out)
     torch.testing.assert_close(rows_linear(x, weight), x @ weight.T)
-    torch.testing.assert_close(rows_linear(x, weight, out_NO=out, scale=0.7), out + 0.7 * x @ weight.T)
-    assert gradcheck(lambda *args: rows_linear(args[0], args[1], out_NO=args[2], scale=0.7), (x, weight, out))
+    torch.testing.assert_close(rows_linear(x, weight, out=out, scale=0.7), out + 0.7 * x @ weight.T)
+    assert gradcheck(lambda *args: rows_linear(args[0], args[1], out=args[2], scale=0.7), (x, weight, out))
     assert gradcheck(lambda *args: rows_linear(*args, scale=1.3), (x, weight))
 
 
 def test_second_derivatives_are_right() -> None:
     assert gradgradcheck(
-        lambda x, weight, out: rows_linear(x, weight, out_NO=out, scale=0.7).sin(), (rows(4, 3), rows(5, 3), rows(4, 5))
+        lambda x, weight, out: rows_linear(x, weight, out=out, scale=0.7).sin(), (rows(4, 3), rows(5, 3), rows(4, 5))
     )
 
 
 def test_leaves_the_output_it_adds_to_as_it_was() -> None:
     x, weight, out = rows(4, 3), rows(5, 3), rows(4, 5)
     before = out.detach().clone()
-    rows_linear(x, weight, out_NO=out)
+    rows_linear(x, weight, out=out)
     assert torch.equal(out, before)
 
 
@@ -68,7 +68,7 @@ def test_compiles_without_a_break() -> None:
     runs = ((0, 0, 2), (1, 2, 6))
 
     def function(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        plain = rows_linear(x, weight, out_NO=out, scale=0.5)
+        plain = rows_linear(x, weight, out=out, scale=0.5)
         return plain * rows_linear(x, weight, probe_TOI=probe, row_runs=runs)
 
     plain, compiled = (

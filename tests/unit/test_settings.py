@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lorachord.core.adapter import LayerSpec
+from lorachord.core.layer import LayerSpec
 from lorachord.core.settings import MethodConfig, RankConfig, option
 
 

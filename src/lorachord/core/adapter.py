@@ -9,7 +9,6 @@ B'; T tasks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -18,39 +17,10 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
-from lorachord.core.lowrank import Runs, rows_linear
+from lorachord.core.layer import LayerSpec
+from lorachord.core.lowrank import Probes, Runs, rows_linear
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """Where an adapter sits.
-
-    Attributes:
-        name: the module's name in the base model.
-        index: the transformer block that it belongs to, from 0.
-        num_layers: how many blocks there are.
-        d_in, d_out: features of its input and output.
-    """
-
-    name: str
-    index: int
-    num_layers: int
-    d_in: int
-    d_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class Probes:
-    """Zero leaves with a task axis whose gradients are the factors' gradients per task (see `core/lowrank.py`).
-
-    Attributes:
-        down_TRD, up_TOS: zeros with `requires_grad`.
-    """
-
-    down_TRD: Tensor
-    up_TOS: Tensor
 
 
 class Adapter(nn.Module, ABC):
@@ -157,24 +127,24 @@ class Adapter(nn.Module, ABC):
         # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x_ND = x.reshape(-1, self.layer.d_in).to(dtype)
+        x = x.to(dtype)
         dropping = self.training and self.config.dropout > 0
-        dropped_ND = F.dropout(x_ND, self.config.dropout) if dropping else x_ND
+        dropped = F.dropout(x, self.config.dropout) if dropping else x
         down_TRD, up_TOS = (self.probes.down_TRD, self.probes.up_TOS) if self.probes else (None, None)
-        runs = self._row_runs(ctx, len(x_ND))
+        runs = self._row_runs(ctx, x)
 
-        h_NS = h_NR = rows_linear(dropped_ND, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
+        h = rows_linear(dropped, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
         if type(self).core is not Adapter.core:
-            num_samples = ctx.num_samples or (x.shape[0] if x.dim() > 2 else 1)
-            batch = (num_samples, len(x_ND) // max(num_samples, 1))
-            h_BLS = self.core(h_NR.view(*batch, h_NR.shape[1]), x_ND.view(*batch, self.layer.d_in), ctx)
-            h_NS = h_BLS.flatten(0, 1)
+            num_samples = ctx.num_samples or (len(x) if x.dim() > 2 else 1)
+            batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
+            h = self.core(h.view(*batch, h.shape[-1]), x.reshape(*batch, x.shape[-1]), ctx)
+            h = h.reshape(*x.shape[:-1], h.shape[-1])
         up_OS = self.up_weight().to(dtype)
-        # One product adds to the output in place of two passes over it, unless the frozen layer has a dtype of its own.
-        out_NO = out.reshape(-1, self.layer.d_out) if out.dtype == dtype else None
-        y_NO = rows_linear(h_NS, up_OS, out_NO=out_NO, scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
-        y = y_NO.view(out.shape)
-        return y if out_NO is not None else out + y.to(out.dtype)
+        if out.dtype == dtype:
+            # One product adds to the output in place of two passes over it.
+            return rows_linear(h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
+        # The frozen layer has a dtype of its own.
+        return out + rows_linear(h, up_OS, scale=self.scale, probe_TOI=up_TOS, row_runs=runs).to(out.dtype)
 
     @final
     def factors(self, task: int | None = None) -> tuple[Tensor, Tensor]:
@@ -228,7 +198,7 @@ class Adapter(nn.Module, ABC):
                 f"{self.method} needs the task of each sample, and none was named. Wrap the call in "
                 "`with lorachord.on_task(model, tasks):`, or pass `lorachord_tasks=` to the model."
             )
-        num_rows = x.numel() // self.layer.d_in
+        num_rows = self._num_rows(x)
         if ctx.num_samples is not None and num_rows % ctx.num_samples:
             raise ValueError(
                 f"{ctx.num_samples} samples have a task, but {self.layer.name} got {num_rows} rows, which is not a "
@@ -237,14 +207,18 @@ class Adapter(nn.Module, ABC):
         return ctx.to(x.device)
 
     @final
-    def _row_runs(self, ctx: Context, num_rows: int) -> Runs | None:
+    def _num_rows(self, x: Tensor) -> int:
+        return x.numel() // self.layer.d_in
+
+    @final
+    def _row_runs(self, ctx: Context, x: Tensor) -> Runs | None:
         if self.probes is None:
             return None
         if ctx.runs is None or ctx.num_samples is None:
             raise ValueError(
                 "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."
             )
-        rows = num_rows // ctx.num_samples
+        rows = self._num_rows(x) // ctx.num_samples
         return tuple((task, start * rows, stop * rows) for task, start, stop in ctx.runs)
 
     @final

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorachord.core.adapter import LayerSpec
+from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import get_method
 from lorachord.core.tasks import TaskNames
 

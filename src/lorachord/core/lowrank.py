@@ -16,12 +16,26 @@ transposed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The zero leaves of one low-rank update.
+
+    Attributes:
+        down_TRD, up_TOS: zeros with `requires_grad`, for its two factors.
+    """
+
+    down_TRD: Tensor
+    up_TOS: Tensor
+
 
 NARROW = 16
 """Outputs with fewer columns than this are computed transposed; from 16 on the usual order is as fast or faster."""
@@ -34,34 +48,43 @@ def _matmul(a_NK: Tensor, b_KM: Tensor) -> Tensor:
 
 
 class _RowsLinear(torch.autograd.Function):
-    """out + scale * x W^T, with dL/dW per task where a probe asks for it."""
+    """out + scale * x W^T, with dL/dW per task where a probe asks for it.
+
+    The rows are laid out in here, where a view is no node of the graph.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_NI: Tensor,
+        x: Tensor,
         weight_OI: Tensor,
-        out_NO: Tensor | None,
+        out: Tensor | None,
         probe_TOI: Tensor | None,
         scale: float,
         row_runs: Runs | None,
     ) -> Tensor:
-        ctx.save_for_backward(x_NI, weight_OI)
+        ctx.save_for_backward(x, weight_OI)
         ctx.scale, ctx.row_runs = scale, row_runs
         ctx.num_tasks = None if probe_TOI is None else len(probe_TOI)
-        if out_NO is None:
+        num_out, num_in = weight_OI.shape
+        x_NI = x.reshape(-1, num_in)
+        if out is None:
             y_NO = _matmul(x_NI, weight_OI.t())
-            return y_NO if scale == 1 else y_NO * scale
-        return torch.addmm(out_NO, x_NI, weight_OI.t(), alpha=scale)
+            y_NO = y_NO if scale == 1 else y_NO * scale
+        else:
+            y_NO = torch.addmm(out.reshape(-1, num_out), x_NI, weight_OI.t(), alpha=scale)
+        return y_NO.view(*x.shape[:-1], num_out)
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI = ctx.saved_tensors
+        num_out, num_in = weight_OI.shape
+        x_NI, grad_NO = x.reshape(-1, num_in), grad.reshape(-1, num_out)
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_probe = None
         if needs_x:
             # The scale goes to the smaller operand.
-            grad_x = _matmul(grad_NO, weight_OI if ctx.scale == 1 else weight_OI * ctx.scale)
+            grad_x = _matmul(grad_NO, weight_OI if ctx.scale == 1 else weight_OI * ctx.scale).view(x.shape)
         if needs_probe:
             grad_probe = weight_OI.new_zeros(ctx.num_tasks, *weight_OI.shape)
             for task, start, stop in ctx.row_runs:
@@ -70,14 +93,14 @@ class _RowsLinear(torch.autograd.Function):
         elif needs_weight:
             grad_weight = _matmul(grad_NO.t(), x_NI)
             grad_weight = grad_weight if ctx.scale == 1 else grad_weight * ctx.scale
-        return grad_x, grad_weight, grad_NO if needs_out else None, grad_probe, None, None
+        return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None
 
 
 def rows_linear(
-    x_NI: Tensor,
+    x: Tensor,
     weight_OI: Tensor,
     *,
-    out_NO: Tensor | None = None,
+    out: Tensor | None = None,
     scale: float = 1.0,
     probe_TOI: Tensor | None = None,
     row_runs: Runs | None = None,
@@ -85,18 +108,18 @@ def rows_linear(
     """`out + scale * x W^T` over rows.
 
     Args:
-        x_NI: rows, in the dtype to compute in.
+        x: (..., I), the rows, in the dtype to compute in.
         weight_OI: the weight, in the same dtype.
-        out_NO: what to add to (not changed), in the same dtype; None adds nothing.
+        out: (..., O), what to add to (not changed), in the same dtype; None adds nothing.
         scale: factor of the product.
         probe_TOI: a zero leaf; it then receives the weight's gradient per task, and the weight receives none.
         row_runs: with a probe, `(task, first row, past-the-last row)` of runs of rows that together cover all rows.
 
     Returns:
-        (N, O). The gradient of the weight is `scale * g^T x`; of the probe, the same product over each task's rows.
+        (..., O). The gradient of the weight is `scale * g^T x`; of the probe, the same product over each task's rows.
     """
     if probe_TOI is not None:
         assert row_runs is not None, "a probe needs the rows of each task"
         probe_TOI = probe_TOI.to(weight_OI.dtype)
-    result: Tensor = _RowsLinear.apply(x_NI, weight_OI, out_NO, probe_TOI, scale, row_runs)
+    result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs)
     return result

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from lorachord.core.words import suggest
 
 if TYPE_CHECKING:
-    from lorachord.core.adapter import LayerSpec
+    from lorachord.core.layer import LayerSpec
 
 
 def option(

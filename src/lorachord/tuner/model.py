@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
-from lorachord.core.adapter import LayerSpec
+from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import get_method
 from lorachord.core.words import suggest
 from lorachord.tuner.config import LorachordConfig
