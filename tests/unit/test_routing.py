@@ -1,9 +1,16 @@
+import copy
+
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import gradcheck
 
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.routing import Router, balance_loss
 from tests.reference import hydralora, mosld
+
+ONE = torch.ones(3, 5, 1, dtype=torch.float64)
+"""With h = 1 a router returns its gates."""
 
 
 def make_router(top_k: int | None, balance: float = 0.5) -> Router:
@@ -12,18 +19,22 @@ def make_router(top_k: int | None, balance: float = 0.5) -> Router:
     return router
 
 
+def rows() -> Tensor:
+    return torch.randn(3, 5, 6, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("top_k", [None, 2, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> None:
-    router, x = make_router(top_k), torch.randn(3, 5, 6, dtype=torch.float64)
+    router, x = make_router(top_k), rows()
     mask = torch.rand(3, 5) > 0.3 if masked else None
-    router(x, Context(token_mask_BL=mask))
-    rows, flat = x.reshape(15, 6), None if mask is None else mask.reshape(15)
+    router.mix(ONE, x, Context(token_mask_BL=mask))
+    flat_x, flat = x.reshape(15, 6), None if mask is None else mask.reshape(15)
     weight = router.weight
     naive = (
-        hydralora.balance_loss(rows, router=weight, mask=flat)
+        hydralora.balance_loss(flat_x, router=weight, mask=flat)
         if top_k is None
-        else mosld.balance_loss(rows, router=weight, k=top_k, mask=flat)
+        else mosld.balance_loss(flat_x, router=weight, k=top_k, mask=flat)
     )
     found = router.penalty()
     assert found is not None
@@ -33,37 +44,67 @@ def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> N
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_balance_loss_is_1_at_balance_and_e_over_k_at_worst(top_k: int) -> None:
-    even = torch.full((1, 4, 4), 0.25)
-    spread = torch.tensor([[(row + step) % 4 for step in range(top_k)] for row in range(4)])[None]
-    assert float(balance_loss(even, spread, None)) == pytest.approx(1)
-    first = torch.arange(top_k).expand(1, 4, top_k)
-    collapsed = torch.zeros(1, 4, 4).scatter(-1, first, 1 / top_k)
-    assert float(balance_loss(collapsed, first, None)) == pytest.approx(4 / top_k)
+    even = torch.full((4, 4), 0.25)
+    spread = torch.tensor([[(row - expert) % 4 < top_k for row in range(4)] for expert in range(4)]).float()
+    assert float(balance_loss(even, spread, None)[0]) == pytest.approx(1)
+    first = (torch.arange(4) < top_k).float().unsqueeze(1).expand(4, 4)
+    assert float(balance_loss(first / top_k, first, None)[0]) == pytest.approx(4 / top_k)
 
 
 def test_a_mask_of_other_rows_is_ignored() -> None:
-    probs = torch.softmax(torch.randn(2, 1, 4), -1)
-    mask = torch.zeros(2, 5, dtype=torch.bool)
-    assert torch.equal(balance_loss(probs, None, mask), balance_loss(probs, None, None))
+    router, x = make_router(2), rows()
+    losses = []
+    for mask in (None, torch.zeros(3, 9, dtype=torch.bool)):
+        router.mix(ONE, x, Context(token_mask_BL=mask))
+        losses.append(router.penalty())
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_gates_sum_to_1_and_top_k_keeps_k(top_k: int | None) -> None:
-    gates = make_router(top_k)(torch.randn(3, 5, 6, dtype=torch.float64), NO_CONTEXT)
-    torch.testing.assert_close(gates.sum(-1), torch.ones(3, 5, dtype=torch.float64))
+    gates = make_router(top_k).mix(ONE, rows(), NO_CONTEXT)
+    torch.testing.assert_close(gates.sum(-1), ONE[..., 0])
     assert set((gates > 0).sum(-1).unique().tolist()) == {top_k or 4}
 
 
+def test_an_expert_that_no_row_chose_gets_a_gradient_of_exactly_zero() -> None:
+    router = make_router(2, balance=0.0)
+    gates = router.mix(ONE, rows()[:, :1].expand(3, 5, 6), NO_CONTEXT)
+    (gates * torch.randn_like(gates)).sum().backward()
+    unused = (gates == 0).flatten(0, 1).all(0)
+    assert unused.any()
+    assert not router.weight.grad[unused].any()
+    assert router.weight.grad[~unused].all()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+@pytest.mark.parametrize("rows_last", [False, True])
+def test_has_the_derivatives_of_its_formula(top_k: int | None, balance: float, rows_last: bool) -> None:
+    router, x = make_router(top_k, balance), rows().requires_grad_()
+    h = torch.randn(3, 5, 7, dtype=torch.float64)
+    h = (h.movedim(-1, 0).contiguous().movedim(0, -1) if rows_last else h).requires_grad_()
+
+    def function(h: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        probe = copy.deepcopy(router)
+        del probe.weight
+        probe.weight = weight
+        mixed, loss = probe.mix(h, x, NO_CONTEXT), probe.penalty()
+        return (mixed,) if loss is None else (mixed, loss)
+
+    assert gradcheck(function, (h, x, router.weight))
+
+
 def test_nothing_is_recorded_in_eval_in_a_recompute_or_at_weight_0() -> None:
-    x = torch.randn(3, 5, 6, dtype=torch.float64)
+    x = rows()
     router = make_router(2)
-    router(x, NO_CONTEXT)
+    router.mix(ONE, x, NO_CONTEXT)
     first = router.recorded
     assert first is not None
-    router(torch.randn_like(x), Context(recording=False))
+    router.mix(ONE, rows(), Context(recording=False))
     assert router.recorded is first
-    router.eval()(x, NO_CONTEXT)
+    router.eval().mix(ONE, x, NO_CONTEXT)
     assert router.penalty() is None
     unweighted = make_router(2, balance=0.0)
-    unweighted(x, NO_CONTEXT)
+    unweighted.mix(ONE, x, NO_CONTEXT)
     assert unweighted.penalty() is None

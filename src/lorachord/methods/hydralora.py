@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
-from lorachord.core.routing import Router, gated
+from lorachord.core.routing import Router
 from lorachord.core.settings import RankConfig, option
 
 
@@ -57,7 +57,7 @@ class HydraLoRA(Adapter):
 
     def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLD is not None
-        return gated(self.router(x_BLD, ctx), h_BLR)
+        return self.router.mix(h_BLR, x_BLD, ctx)
 
     def penalty(self) -> Tensor | None:
         return self.router.penalty()
