@@ -208,8 +208,8 @@ def penalty(model: nn.Module) -> Tensor:
             term = adapter.penalty()
             if term is None:
                 continue
-            trainable = any(parameter.requires_grad for parameter in adapter.parameters())
-            if trainable and torch.is_grad_enabled() and not term.requires_grad:
+            graphless = torch.is_grad_enabled() and not term.requires_grad
+            if graphless and any(parameter.requires_grad for parameter in adapter.parameters()):
                 raise ValueError(
                     f"The penalty of {adapter.layer.name} was recorded without a graph and would train nothing. It was "
                     "made under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
