@@ -15,7 +15,7 @@ import gc
 import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -32,11 +32,6 @@ class Options:
 
     quick: bool = False
     json: bool = False
-
-    @property
-    def num_pairs(self) -> int:
-        """How many rounds to time: 15 in a quick run, 25 otherwise."""
-        return 15 if self.quick else 25
 
 
 def parse_options(description: str | None) -> Options:
@@ -58,7 +53,7 @@ class Rounds:
         return median(a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True))
 
 
-def interleave(steps: Mapping[str, Step], num_pairs: int, *, num_warmup: int = 2, seed: int = 0) -> Rounds:
+def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: int = 1, seed: int = 0) -> Rounds:
     """Time steps against each other.
 
     Args:
@@ -107,16 +102,21 @@ class Result:
         return self.value <= self.bound if self.better == "lower" else self.value >= self.bound
 
 
-def report(results: Sequence[Result], options: Options) -> int:
-    """Print the rows, as an aligned table or as JSON lines, and return the exit status: 1 if a bound is missed."""
-    if options.json:
-        for row in results:
+WIDTH = 48
+"""Of the column of cases: rows are printed before the longest is known."""
+
+
+def report(results: Iterable[Result], options: Options) -> int:
+    """Print each row as it comes, as a table or as JSON lines, and return the exit status: 1 if a bound is missed."""
+    verdicts = {None: "", True: "ok", False: "MISSED"}
+    missed = False
+    for row in results:
+        missed = missed or row.passed is False
+        if options.json:
             plain = {"case": row.case, "value": row.value, "unit": row.unit, "bound": row.bound, "pass": row.passed}
-            print(json.dumps(plain))
-    else:
-        verdicts = {None: "", True: "ok", False: "MISSED"}
-        width = max(len(row.case) for row in results)
-        for row in results:
+            print(json.dumps(plain), flush=True)
+        else:
             bound = "" if row.bound is None else f"{'<=' if row.better == 'lower' else '>='} {row.bound:.2f}"
-            print(f"{row.case:<{width}}  {row.value:8.3f} {row.unit:<5} {bound:<8} {verdicts[row.passed]}".rstrip())
-    return int(any(row.passed is False for row in results))
+            line = f"{row.case:<{WIDTH}}  {row.value:8.3f} {row.unit:<5} {bound:<8} {verdicts[row.passed]}"
+            print(line.rstrip(), flush=True)
+    return int(missed)

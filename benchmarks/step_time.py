@@ -3,10 +3,10 @@
     python benchmarks/step_time.py [--quick] [--json]
 
 Two random models, fed by embeddings that require gradients, so that even a frozen one has something to backpropagate
-to: `llama` (4 blocks of 256 features, 8 x 64 tokens) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384, 16
-x 64 tokens); with `--quick` one block and half the samples. Adapters of rank 8 on all linears, four tasks, batches
-sorted by task. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side.
+to: `llama` (4 blocks of 256 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
+block of each. Batches of 8 x 64 tokens, sorted by task; adapters of rank 8 on all linears, four tasks. HydraLoRA and
+MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a ratio of two things measured
+side by side.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10.
@@ -21,12 +21,12 @@ ratio of two things measured side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness import Options, Result, Rounds, Step, interleave, parse_options, report
+from harness import Options, Result, Step, interleave, parse_options, report
 
 # isort: split
 import torch
@@ -39,6 +39,7 @@ from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
 TASKS = ("a", "b", "c", "d")
+NUM_SAMPLES = 8
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {}),
     "multilora": ("multilora", {}),
@@ -75,7 +76,7 @@ class Workload:
     weight_BLV: Tensor
 
     @classmethod
-    def make(cls, architecture: Callable[[bool], PreTrainedModel], num_samples: int, quick: bool) -> Workload:
+    def make(cls, architecture: Callable[[bool], PreTrainedModel], quick: bool) -> Workload:
         def build() -> PreTrainedModel:
             torch.manual_seed(0)
             model = architecture(quick)
@@ -83,11 +84,10 @@ class Workload:
             return model
 
         model = build()
-        num_samples = num_samples // 2 if quick else num_samples
-        embeddings_BLD = torch.randn(num_samples, 64, model.config.hidden_size, requires_grad=True)
+        embeddings_BLD = torch.randn(NUM_SAMPLES, 64, model.config.hidden_size, requires_grad=True)
         with torch.no_grad():
             weight_BLV = torch.randn_like(model(inputs_embeds=embeddings_BLD)[0])
-        task_ids_B = torch.arange(len(TASKS)).repeat_interleave(num_samples // len(TASKS))
+        task_ids_B = torch.arange(len(TASKS)).repeat_interleave(NUM_SAMPLES // len(TASKS))
         return cls(architecture.__name__, build, embeddings_BLD, task_ids_B, weight_BLV)
 
     def ours(self, case: str) -> nn.Module:
@@ -258,43 +258,46 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
 
 
-def benchmark(work: Workload, options: Options) -> list[Result]:
-    def timed(models: dict[str, nn.Module], *, optimise: bool = True) -> Rounds:
-        steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
-        return interleave(steps, options.num_pairs)
-
+def benchmark(work: Workload, options: Options) -> Iterator[Result]:
     ours = {case: work.ours(case) for case in CASES}
     first = {case: adapters_of(model)[0] for case, model in ours.items()}
     widths = {case: max(len(adapter.down_weight()), adapter.up_weight().shape[1]) for case, adapter in first.items()}
-    times, saved = [], []
     for r in sorted(set(widths.values())):
+        # One group of steps that take turns: PEFT's LoRA of this rank, our methods, and their loops.
         against, baseline = f"PEFT LoRA r {r}", lc.attach(work.build(), "peft_lora", r=r)
-        models = {case: model for case, model in ours.items() if widths[case] == r}
-        rounds = timed({against: baseline, **models})
-        for case, model in models.items():
-            times.append(Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=1.10))
-            size = saved_bytes(work, model) / saved_bytes(work, baseline)
-            saved.append(Result(f"saved: {case} / {against}", size))
-    for case, layer_types in LOOPS.items():
+        cases = [case for case in CASES if widths[case] == r]
         # A quick run leaves out what has no bound.
-        kept = {name: layer for name, layer in layer_types.items() if name == "loop" or not options.quick}
-        models = {name: work.loop(ours[case], layer_type) for name, layer_type in kept.items()}
-        rounds = timed({case: ours[case], **models})
-        for name, model in models.items():
+        loops = {
+            (name, case): work.loop(ours[case], layer_type)
+            for case in cases
+            for name, layer_type in LOOPS.get(case, {}).items()
+            if name == "loop" or not options.quick
+        }
+        models = {against: baseline, **{case: ours[case] for case in cases}}
+        models |= {f"{name} / {case}": model for (name, case), model in loops.items()}
+        rounds = interleave({name: work.step_of(model) for name, model in models.items()})
+        for case in cases:
+            yield Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=1.10)
+            size = saved_bytes(work, ours[case]) / saved_bytes(work, baseline)
+            yield Result(f"saved: {case} / {against}", size)
+        for (name, case), model in loops.items():
+            row = f"{name} / {case}"
             bound = 2.0 if name == "loop" else None
-            times.append(Result(f"{name} / {case}", rounds.ratio(name, case), bound=bound, better="higher"))
-            saved.append(Result(f"saved: {case} / {name}", saved_bytes(work, ours[case]) / saved_bytes(work, model)))
+            yield Result(row, rounds.ratio(row, case), bound=bound, better="higher")
+            yield Result(f"saved: {case} / {name}", saved_bytes(work, ours[case]) / saved_bytes(work, model))
     frozen, peft = work.build().requires_grad_(False), lc.attach(work.build(), "peft_lora", r=8)
-    rounds = timed({"frozen": frozen, "PEFT LoRA r 8": peft, "lora": ours["lora"]}, optimise=False)
-    limit = [Result(f"limit: {case} / frozen", rounds.ratio(case, "frozen")) for case in ("PEFT LoRA r 8", "lora")]
-    return [replace(row, case=f"{work.name} {row.case}") for row in (*times, *saved, *limit)]
+    models = {"frozen": frozen, "PEFT LoRA r 8": peft, "lora": ours["lora"]}
+    rounds = interleave({name: work.step_of(model, optimise=False) for name, model in models.items()})
+    for case in ("PEFT LoRA r 8", "lora"):
+        yield Result(f"limit: {case} / frozen", rounds.ratio(case, "frozen"))
 
 
 def main() -> int:
     options = parse_options(__doc__)
     torch.set_num_threads(2)
-    workloads = (Workload.make(build, size, options.quick) for build, size in ((llama, 8), (minilm, 16)))
-    return report([row for work in workloads for row in benchmark(work, options)], options)
+    workloads = (Workload.make(build, options.quick) for build in (llama, minilm))
+    rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in benchmark(work, options))
+    return report(rows, options)
 
 
 if __name__ == "__main__":
