@@ -503,3 +503,34 @@ def test_a_decoder_trains_in_bfloat16_with_recomputing_and_accumulation(
 def test_no_step_is_logged_twice(joint: Path, uninterrupted: Path, single: Path) -> None:
     for run in (joint, uninterrupted, single / "size"):
         assert set(Counter(step for step, _ in logged(run, "loss")).values()) == {1}
+
+
+def test_a_run_in_bfloat16_predicts_the_same_anew(tiny_bert: Path, task_files: Path, tmp_path: Path) -> None:
+    made = recipe(tiny_bert, "colour", "size", training={"precision": "bf16"})
+    run = train(made, tmp_path / "run", data_dir=task_files).path
+    before = predictions(run, "dev")
+    evaluate(run, "dev", again=True)
+    assert all(nearly(before[task], predictions(run, "dev")[task]) for task in before)
+
+
+def test_tensorboard_gets_losses_and_scores_that_outlive_the_run(
+    tiny_bert: Path, task_files: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training = {"max_steps": 4, "eval_every": 2, "report_to": ["tensorboard"]}
+    run = train(recipe(tiny_bert, "colour", "size", training=training), tmp_path / "run", data_dir=task_files).path
+    events = list(run.rglob("events.out.tfevents.*"))
+    assert events
+    read = EventAccumulator(str(events[0].parent)).Reload()
+    assert {"train/loss", "train/loss_colour", "eval/mean", "eval/colour"} <= set(read.Tags()["scalars"])
+    assert [event.step for event in read.Scalars("eval/mean")] == [2, 4]
+
+
+def test_what_a_run_writes_is_json_even_where_a_decoder_wrote_no_number(decoder: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for path in [decoder / "metrics.json", *decoder.rglob("*.jsonl")]:
+        for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line, parse_constant=refuse)

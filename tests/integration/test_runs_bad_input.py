@@ -153,7 +153,7 @@ def colour(name: str) -> dict[str, Any]:
             "too small for every one of 2 tasks",
         ),
         ({"mixture": {"every_task": True, "batches": "one_task"}}, "A batch of one task cannot hold every task"),
-        ({"model": {"gguf_file": "x.gguf"}}, r"is no complete model\. Missing: x\.gguf"),
+        ({"model": {"gguf_file": "x.gguf", "kind": "decoder"}}, r"is no complete model\. Missing: x\.gguf"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(
@@ -242,4 +242,34 @@ def test_the_command_line_says_it_without_a_traceback(
     assert captured.out == ""
     assert captured.err.startswith("lorachord train: Row 0 (from 0) of dev of task 'colour'")
     assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# What shows only when the model is there
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"method": {"name": "lora", "target_modules": ["q_prj"]}}, "q_prj"),
+        ({"method": {"name": "lora", "tasks": ["colour"]}}, "tasks"),
+        ({"model": {"kind": "decoder"}}, "is a bert, no causal language model, so it is no decoder"),
+        ({"training": {"report_to": ["tensorbord"]}}, "tensorbord"),
+        ({"model": {"max_length": 1000}}, "max_length"),
+    ],
+    ids=str,
+)
+def test_what_the_model_cannot_take_is_refused_and_costs_nothing(
+    tiny_bert: Path, task_files: Path, tmp_path: Path, parts: dict[str, Any], message: str
+) -> None:
+    refuse(tiny_bert, task_files, tmp_path, message, "colour", **parts)
+
+
+def test_a_model_that_the_hub_does_not_give_is_refused(
+    task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe(Path("no-such-owner/no-such-model"), "colour").to_yaml(), encoding="utf-8")
+    assert main(["train", str(path), "--data", str(task_files), "--out", str(tmp_path / "run")]) == 2
+    assert "no-such-owner/no-such-model" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ def load_encoder(
         ValueError: see `resolve`; or the model has no sequence classifier, or its checkpoint lacks other weights.
     """
     source = resolve(name)
-    config = AutoConfig.from_pretrained(source, num_labels=num_labels, problem_type=problem_type)
+    config = _config(name, source, num_labels=num_labels, problem_type=problem_type)
     if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(f"{name} is a {config.model_type}, which has no sequence classifier, so it is no encoder.")
     tokenizer = _tokenizer(source)
@@ -65,7 +65,7 @@ def load_decoder(
         ValueError: see `resolve`; or the model is no causal language model, or its checkpoint lacks weights.
     """
     source = resolve(name, gguf_file)
-    config = AutoConfig.from_pretrained(source)
+    config = _config(name, source)
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     # BERT and its kin have a causal class too, but their checkpoints look both ways unless they say otherwise.
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
@@ -75,6 +75,15 @@ def load_decoder(
     model, found = _load(AutoModelForCausalLM, source, {"dtype": dtype})
     _refuse(name, sorted(found["missing_keys"]))
     return model, tokenizer
+
+
+def _config(name: str, source: str, **changes: Any) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, **changes)
+    except OSError as error:
+        raise ValueError(
+            f"{name} is no local folder and no packaged model, and the hub did not give it: {error}"
+        ) from error
 
 
 def _refuse(name: str, lacking: list[str]) -> None:

@@ -20,6 +20,13 @@ def ranks() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def autocast(recipe: Recipe) -> torch.autocast:
+    """The precision that the Trainer computes in, for predictions outside it."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
+    return torch.autocast(device.type if device else "cpu", dtype, enabled=dtype is not None)
+
+
 def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: int = 1) -> TaskMixture:
     """The batches of one rank.
 
@@ -34,7 +41,7 @@ def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: 
         temperature=part.temperature,
         batches=part.batches,
         every_task=part.every_task,
-        # Rounded up, so that every row is seen in every epoch.
+        # Rounded up: an epoch has at least as many places as there are rows.
         drop_last=False,
         seed=recipe.seed,
         rank=rank,
@@ -82,7 +89,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
         load_best_model_at_end=choosing,
         metric_for_best_model="eval_mean" if choosing else None,
         greater_is_better=True if choosing else None,
-        report_to=list(part.report_to),
+        # Its event files belong in the run folder: see train.py.
+        report_to=[name for name in part.report_to if name != "tensorboard"],
         seed=recipe.seed,
         # Said outright, or several processes without a GPU do not find each other.
         use_cpu=not torch.accelerator.is_available(),

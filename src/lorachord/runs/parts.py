@@ -38,6 +38,10 @@ class ModelPart:
     gguf_file: str | None = None
     max_length: Positive = 128
 
+    def __post_init__(self) -> None:
+        if self.gguf_file is not None and self.kind == "encoder":
+            raise ValueError("gguf_file is for decoders.")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LabPart:
@@ -86,7 +90,7 @@ class TasksPart:
     own: tuple[Task, ...] = ()
     lab: LabPart | None = None
     max_rows: Positive | None = None
-    weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -158,11 +162,11 @@ class TrainingPart:
     max_steps: Positive | None = None
     batch_size: Positive = 32
     accumulation: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     gradient_checkpointing: bool = False
     log_every: Positive = 10

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lorachord.attach import attach
 from lorachord.baselines import BASELINES, baseline_config
@@ -22,6 +23,7 @@ from lorachord.data.task import Task
 from lorachord.heads import add_heads
 from lorachord.models.load import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
+from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.tuner import LorachordConfig
@@ -75,9 +77,18 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
     for name in recipe.tasks.weights:
         if name not in names:
             raise ValueError(f"tasks.weights names {name!r}, which is no task of this recipe. {suggest(name, names)}")
+    for name in names:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or PurePosixPath(name).parts[0] in FILES + FOLDERS:
+            raise ValueError(f"A task cannot be called {name!r}: its name is a path inside the run folder.")
+    available = get_available_reporting_integrations()
+    for name in recipe.training.report_to:
+        if name not in available:
+            raise ValueError(f"training.report_to: {name!r} is not installed or not known. {suggest(name, available)}")
     options = {key: value for key, value in recipe.method.items() if key != "name"}
     method = recipe.method["name"]
     try:
+        for key in options.keys() & {"tasks", "format_version", "base_fingerprint"}:
+            raise ValueError(f"{key} is not for a recipe to say; it follows from the tasks and the model.")
         if method in BASELINES:
             baseline_config(method, **options)
         elif method in all_methods():
@@ -93,7 +104,10 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
         if recipe.model.heads == "shared" and len({task.num_outputs for task in tasks}) > 1:
             widths = ", ".join(f"{task.name} {task.num_outputs}" for task in tasks)
             raise ValueError(f"One shared head needs tasks of one width, and these differ: {widths}. Use per_task.")
-    resolve(recipe.model.name, recipe.model.gguf_file)
+    try:
+        resolve(recipe.model.name, recipe.model.gguf_file)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"model: {error}") from error
 
 
 def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None) -> TaskSet:
@@ -138,6 +152,9 @@ def load_model(
     else:
         base, tokenizer = load_decoder(part.name, dtype=dtype, gguf_file=part.gguf_file)
         batches = DecoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
+    longest = getattr(base.config, "max_position_embeddings", None)
+    if longest is not None and part.max_length > longest:
+        raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")
     if adapter is not None:
         return PeftModel.from_pretrained(base, str(adapter)), batches
     options = {key: value for key, value in recipe.method.items() if key != "name"}

@@ -10,12 +10,11 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lorachord.runs.parts import STRICT, EvaluationPart, MixturePart, ModelPart, TasksPart, TrainingPart
-from lorachord.runs.strict import build, load_yaml, with_settings
+from lorachord.runs.strict import build, dump_yaml, load_yaml, with_settings
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,7 +51,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The same as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
 
 def recipe_from(tree: Any, where: str = "the recipe", settings: Sequence[str] = ()) -> Recipe:

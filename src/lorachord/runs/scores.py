@@ -52,7 +52,7 @@ def read_records(folder: Path, tasks: Sequence[Task]) -> dict[str, list[Record]]
     for task in tasks:
         path = folder / f"{task.name}.jsonl"
         if not path.is_file():
-            raise ValueError(f"There are no saved predictions {path}.")
+            raise ValueError(f"There are no saved predictions {path}; predict anew with --again.")
         found[task.name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return found
 

@@ -5,6 +5,7 @@ The checking is pydantic's; this file adds what YAML lets through (repeated keys
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -32,9 +33,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes a text that the loader would take for a number in quotes."""
+
+
+for kind in (_Loader, _Dumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def load_yaml(text: str, where: str) -> Any:
@@ -52,13 +58,19 @@ def load_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
+def dump_yaml(tree: Any) -> str:
+    """YAML that `load_yaml` reads back as it was, in the order of the keys."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def with_settings(tree: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A copy of a tree of mappings with `a.b=value` set, the value being YAML; missing mappings are made.
 
     Raises:
         ValueError: no `=`, or a path through something that is no mapping.
     """
-    made: dict[str, Any] = json.loads(json.dumps(tree))
+    made: dict[str, Any] = copy.deepcopy(dict(tree))
     for setting in settings:
         path, found, text = setting.partition("=")
         if not found or not path:

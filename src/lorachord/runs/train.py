@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lorachord.runs.arguments import mixture_of, ranks, training_arguments
@@ -19,6 +21,7 @@ from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_model
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
+from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger("lorachord")
@@ -50,12 +53,16 @@ def train(
     if found is not None and found.finished:
         return found
     check(recipe, tasks)
+    if found is not None and data_dir is None:
+        data_dir = found.data_dir
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
+    # What only the model can refuse is refused before the folder is made, or an old one removed.
+    made = load_model(recipe, tasks)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir)
-    return _train_jointly(folder, data)
+    return _train_jointly(folder, data, *made)
 
 
 def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
@@ -90,7 +97,8 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
         own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
-            _train_jointly(own, TaskSet(data.data[index : index + 1], data.weights[index : index + 1]))
+            alone = TaskSet(data.data[index : index + 1], data.weights[index : index + 1])
+            _train_jointly(own, alone, *load_model(recipe, alone.tasks))
         runs[name] = own.metrics
     together: dict[str, Any] = {
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
@@ -102,10 +110,11 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
     return folder
 
 
-def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
+def _train_jointly(
+    folder: RunFolder, data: TaskSet, model: PeftModel, batches: EncoderBatches | DecoderBatches
+) -> RunFolder:
     recipe = folder.recipe
     checkpoints = folder.path / "checkpoints"
-    model, batches = load_model(recipe, data.tasks)
     args = training_arguments(recipe, checkpoints)
     evaluation = recipe.evaluation
     trainer = MultiTaskTrainer(
@@ -124,6 +133,10 @@ def _train_jointly(folder: RunFolder, data: TaskSet) -> RunFolder:
         trainer.remove_callback(ProgressCallback)
     if recipe.training.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.patience))
+    if "tensorboard" in recipe.training.report_to and trainer.is_world_process_zero():
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if last is not None:
         logger.info("going on from %s", last)

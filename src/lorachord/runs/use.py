@@ -13,6 +13,7 @@ from lorachord.core.registry import get_method
 from lorachord.data.task import Task
 from lorachord.export import export_lora, merge
 from lorachord.heads import heads_of
+from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.prepare import TaskSet, load_data, load_model
 from lorachord.runs.scores import read_records, report, save_scored, score_task
@@ -73,12 +74,13 @@ def evaluate(
     data: TaskSet = load_data(folder.recipe, tasks, data_dir or folder.data_dir)
     rows = data.split(split, part.max_rows, folder.recipe.tasks.seed)
     model, batches, _ = load_run(run)
-    made = {
-        task.name: predict(
-            model, batches, rows[index], index, batch_size=part.batch_size, max_new_tokens=part.max_new_tokens
-        )
-        for index, task in enumerate(tasks)
-    }
+    with autocast(folder.recipe):
+        made = {
+            task.name: predict(
+                model, batches, rows[index], index, batch_size=part.batch_size, max_new_tokens=part.max_new_tokens
+            )
+            for index, task in enumerate(tasks)
+        }
     return save_scored(saved, tasks, made)
 
 

@@ -5,6 +5,7 @@ Records are plain data: saved as they are, they can be scored again without the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -128,10 +129,12 @@ def _write(
 
 
 def _number(text: str) -> float:
+    """The number that a text begins with; 0 if it begins with none, so that what failed is scored, not dropped."""
     try:
-        return float(text.split()[0])
+        number = float(text.split()[0])
     except (IndexError, ValueError):
-        return float("nan")
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _to_device(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

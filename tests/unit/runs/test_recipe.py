@@ -41,7 +41,7 @@ FULL = tree(
     "size",
     "number",
     "choice",
-    model={"heads": "shared", "dtype": "bfloat16", "gguf_file": "x.gguf"},
+    model={"heads": "shared", "dtype": "bfloat16", "gguf_file": None},
     method={"name": "mosld", "r": [2, 4], "num_experts": [2, 4, 6, 8], "alpha": 3.5, "target_modules": ["query"]},
     tasks={"only": ["size", "colour"], "max_rows": 7, "weights": {"size": 2, "colour": 0.125}, "seed": 3},
     mixture={"sampling": "temperature", "temperature": 1e-5, "batches": "one_task"},
@@ -248,3 +248,26 @@ def test_each_method_has_a_preset_with_all_its_options_at_their_defaults(name: s
         key: type(value) for key, value in config().to_dict().items()
     }
     assert method == next(row["options"] for row in method_rows() if row["name"] == name)
+
+
+def test_texts_with_the_look_of_a_number_with_an_exponent_stay_texts() -> None:
+    recipe = recipe_from(tree(MODEL, tasks={"own": [{**own("colour")[0], "labels": ["1e3", "2e-3"]}]}))
+    assert recipe.tasks.own[0].labels == ("1e3", "2e-3")
+    assert through_yaml(recipe) == recipe
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "max_grad_norm"])
+def test_a_number_without_end_is_refused(key: str) -> None:
+    assert f"training.{key}: " in refused(training={key: float("inf")})
+
+
+@pytest.mark.parametrize("settings", [[], ["seed=1"]])
+def test_a_date_in_yaml_is_an_error_in_words(tmp_path: Path, settings: list[str]) -> None:
+    path = tmp_path / "dated.yaml"
+    path.write_text("model: {name: 2020-01-01, kind: encoder}\ntasks: {suite: glue}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"dated\.yaml.*write dates and the like in quotes"):
+        read_recipe(path, settings)
+    with pytest.raises(ValueError, match="write dates and the like in quotes"):
+        recipe_from(
+            {"model": {"name": "m", "kind": "encoder"}, "tasks": {"suite": "glue"}}, settings=["seed=2020-01-01"]
+        )
