@@ -18,8 +18,8 @@ import lorachord as lc
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.tasks import TaskNames
-from tests.conftest import perturb, tiny, token_ids
 from tests.contract.cases import Case
+from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = ["a", "b", "c"]
 LAYER = lc.LayerSpec("layer", index=0, num_layers=1, d_in=10, d_out=7)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import lorachord as lc
 from lorachord.tuner.layer import LorachordLinear
-from tests.conftest import perturb, tiny, token_ids
+from tests.tiny_models import perturb, tiny, token_ids
 
 # Small settings of each method, for models with 16 features.
 METHODS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from tests.conftest import tiny, token_ids
+from tests.tiny_models import tiny, token_ids
 
 
 def main(cases_path: str, out_path: str) -> None:

@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 import lorachord as lc
-from tests.conftest import perturb, tiny, token_ids
 from tests.integration.helpers import (
     METHODS,
     TASK_TYPES,
@@ -21,6 +20,7 @@ from tests.integration.helpers import (
     logits,
     task_logits,
 )
+from tests.tiny_models import perturb, tiny, token_ids
 
 MIXED = ["a", "b", "b", "a"]
 MERGEABLE = ("lora", "multilora", "mtl_lora")

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from tests.conftest import perturb, tiny, token_ids
 from tests.integration.helpers import adapted, close, config, differ, layers, logits, task_logits
+from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = ["cola", "sst2"]
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 import lorachord as lc
 from lorachord.tuner.checkpointing import TaskCheckpoint
 from lorachord.tuner.state import SharedState
-from tests.conftest import perturb, tiny, token_ids
 from tests.integration.helpers import METHODS, NO_DROPOUT, close, differ, gradients, layers, logits
+from tests.tiny_models import perturb, tiny, token_ids
 
 FIRST, SECOND = token_ids(seed=1), token_ids(seed=2)
 reentrant = pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import lorachord as lc
-from tests.conftest import ARCHITECTURES, perturb, tiny
 from tests.integration import load_with_peft_alone
 from tests.integration.helpers import METHODS, adapted, close, config, differ, layers, logits, task_logits
+from tests.tiny_models import ARCHITECTURES, perturb, tiny
 
 ROOT = Path(__file__).parents[2]
 # PEFT's own LoRA finds out by itself that GPT-2's weights are transposed.

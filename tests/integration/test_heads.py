@@ -4,7 +4,7 @@ from peft import PeftModel
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import lorachord as lc
-from tests.conftest import perturb, tiny, token_ids
+from tests.tiny_models import perturb, tiny, token_ids
 
 WIDTHS = {"cola": 2, "mnli": 3, "sts.b": 1}
 MIXED = [0, 0, 1, 2]

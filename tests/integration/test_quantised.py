@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel, TorchAoConfig
 
 import lorachord as lc
-from tests.conftest import perturb, tiny, token_ids
 from tests.integration.helpers import METHODS, close, differ, gradients, layers, logits, task_logits
+from tests.tiny_models import perturb, tiny, token_ids
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 MIXED = [0, 1, 1, 0]

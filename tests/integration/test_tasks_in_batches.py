@@ -6,8 +6,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import lorachord as lc
-from tests.conftest import perturb, tiny, token_ids
 from tests.integration.helpers import METHODS, NO_DROPOUT, adapted, close, differ, gradients, logits, task_logits
+from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = ["a", "b", "c"]
 # Unsorted, with a task on both sides of another: runs of equal tasks are not the tasks.

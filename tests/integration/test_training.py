@@ -19,8 +19,8 @@ from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.training.scoring import predict, score_records
 from lorachord.training.trainer import MultiTaskTrainer, save_records
 from tests import tiny_data
-from tests.conftest import perturb, tiny
 from tests.tiny_data import rows
+from tests.tiny_models import perturb, tiny
 
 MEMORY = Source(path="memory")
 TASKS = (

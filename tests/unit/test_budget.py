@@ -3,7 +3,7 @@
 import pytest
 
 import lorachord as lc
-from tests.conftest import tiny
+from tests.tiny_models import tiny
 
 D, FFN, BLOCKS = 4096, 11008, 32
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 from lorachord.models.convert import convert_gguf
 from lorachord.models.convert_onnx import convert_bert_onnx
 from lorachord.models.folders import check_complete
-from tests.conftest import tiny, token_ids
+from tests.tiny_models import tiny, token_ids
 from tests.unit.models.helpers import TEMPLATE, names, save, write_gguf
 
 

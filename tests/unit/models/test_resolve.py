@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorachord.models.resolve import resolve
-from tests.conftest import tiny
+from tests.tiny_models import tiny
 from tests.unit.models.helpers import save, write_gguf
 
 
