@@ -162,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `lorachord`; returns the exit status: 0, or 2 for bad input."""
     parsed = _parser().parse_args(arguments)
     # PEFT and transformers tell their own developers of coming renames.
-    warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated", category=FutureWarning)
+    renames = r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated"
+    warnings.filterwarnings("ignore", message=renames, category=FutureWarning)
     if not sys.stderr.isatty():
         # No bars for loading weights in a log file.
         transformers.logging.disable_progress_bar()

@@ -102,6 +102,22 @@ def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
     return found[-1] if found else None
 
 
+def begin_at(model: nn.Module, task: str, value: float) -> None:
+    """Let the head of a regression start with `value` for every input, up to its random weights; in place.
+
+    From 0, a head has a long way to a mean of, say, 2.7, and would pull the adapter along meanwhile.
+
+    Args:
+        model: a sequence classifier, before an adapter is attached.
+        value: the mean of the task's answers.
+    """
+    found = heads_of(model)
+    head = found[1].of(task) if found is not None else getattr(model, head_name(model))
+    last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    if last.bias is not None:
+        nn.init.constant_(last.bias, value)
+
+
 def keep_head(model: nn.Module, task: str | int | None) -> nn.Module:
     """Put the head of one task in the place of the heads per task, in a model without adapters; in place.
 

@@ -1,9 +1,10 @@
 import lorachord as lc
 from tests.contract.cases import CASES
 from tests.contract.contract import MethodContract
+from tests.contract.surgery import SurgeryContract
 
 
-class TestMethods(MethodContract):
+class TestMethods(MethodContract, SurgeryContract):
     cases = CASES
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lorachord as lc
 from tests.contract.cases import Case
 from tests.contract.contract import MethodContract
+from tests.contract.surgery import SurgeryContract
 
 
 @lc.register
@@ -55,5 +56,5 @@ def reference(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tens
     return torch.stack([weight @ row + scale * adapter.up @ (gains * (adapter.down @ row)) for row in x])
 
 
-class TestOutside(MethodContract):
+class TestOutside(MethodContract, SurgeryContract):
     cases = [Case("outside", reference, {"r": 3, "start": 0.5})]

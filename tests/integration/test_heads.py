@@ -4,6 +4,7 @@ from peft import PeftModel
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import lorachord as lc
+from lorachord.heads import begin_at
 from tests.tiny_models import perturb, tiny, token_ids
 
 WIDTHS = {"cola": 2, "mnli": 3, "sts.b": 1}
@@ -94,3 +95,16 @@ def test_heads_are_saved_with_the_adapter(tmp_path: object) -> None:
 def test_bad_heads_are_refused(model: str, widths: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lc.add_heads(tiny(model), widths)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_regression_head_begins_at_the_mean_of_its_answers(architecture: str) -> None:
+    model = lc.add_heads(base(architecture), WIDTHS)
+    begin_at(model, "sts.b", 2.7)
+    with lc.on_task(model, [2, 2, 0, 1]):
+        found = model.eval()(input_ids=token_ids()).logits.detach()
+    assert (found[:2, 0] - 2.7).abs().max() < 0.5
+    assert found[2:].abs().max() < 0.5
+    shared = base(architecture, num_labels=1)
+    begin_at(shared, "sts.b", -1.5)
+    assert (shared.eval()(input_ids=token_ids()).logits.detach() + 1.5).abs().max() < 0.5

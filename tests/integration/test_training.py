@@ -82,6 +82,26 @@ def test_an_encoders_losses_are_means_over_each_tasks_examples(tokenizer: Any) -
         torch.testing.assert_close(losses[index], torch.stack(terms).mean(), rtol=1e-3, atol=1e-4)
 
 
+def test_the_unit_of_its_numbers_does_not_weigh_a_regression(tokenizer: Any, tmp_path: Path) -> None:
+    tasks, found = TASKS[2:3], []
+    for unit in (1.0, 100.0):
+        parts = [
+            from_rows(tasks[0], {"train": [{**row, "label": unit * row["label"]} for row in rows(tasks[0], 80, 1)]})
+        ]
+        made = trainer(encoder(tasks=tasks), EncoderBatches(tokenizer, tasks), parts, tmp_path)
+        batch = EncoderBatches(tokenizer, tasks)([{**parts[0].train[row], "task": 0} for row in range(8)])
+        outputs = unit * torch.arange(8.0).view(8, 1)
+        found.append(
+            encoder_losses(outputs, batch["answers"], batch["num_rows"], batch["tasks"], tasks, made.variances)
+        )
+    torch.testing.assert_close(found[1][0], found[0][0])
+    # And a constant guess of the mean has a loss of about 1.
+    variance = encoder_losses(
+        torch.full((8, 1), unit * 0.5), batch["answers"], batch["num_rows"], batch["tasks"], tasks, made.variances
+    )
+    assert 0.8 < float(variance[0]) < 1.2
+
+
 def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: Any) -> None:
     tasks = TASKS[:2]
     batches, model = DecoderBatches(tokenizer, tasks), tiny("llama")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,12 +21,13 @@ from lorachord.core.words import suggest
 from lorachord.data.sources import TaskData, from_rows, load_task
 from lorachord.data.split import cut
 from lorachord.data.task import Task
-from lorachord.heads import add_heads
+from lorachord.heads import add_heads, begin_at
 from lorachord.models.load import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
 from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.trainer import answers
 from lorachord.tuner import LorachordConfig
 
 
@@ -50,6 +52,12 @@ class TaskSet:
     def sizes(self) -> list[int]:
         """Training rows of each task."""
         return [len(part.train) for part in self.data]
+
+    @property
+    def offsets(self) -> dict[str, float]:
+        """The mean training answer of each regression task."""
+        regressions = (part for part in self.data if part.task.kind == "regression")
+        return {part.task.name: statistics.fmean(answers(part.train)) for part in regressions}
 
     def split(self, name: str, max_rows: int | None, seed: int) -> list[Any]:
         """One split of every task, at most `max_rows` rows of each.
@@ -131,12 +139,13 @@ def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None
 
 
 def load_model(
-    recipe: Recipe, tasks: Sequence[Task], adapter: Path | None = None
+    recipe: Recipe, tasks: Sequence[Task], *, adapter: Path | None = None, offsets: Mapping[str, float] | None = None
 ) -> tuple[PeftModel, EncoderBatches | DecoderBatches]:
     """The base with heads and adapter, and what makes its batches. Seeds torch with the recipe's seed.
 
     Args:
         adapter: a saved adapter; None makes a new one.
+        offsets: what the new heads of regression tasks start with, by task.
     """
     part = recipe.model
     set_seed(recipe.seed)
@@ -148,6 +157,8 @@ def load_model(
         base, tokenizer = load_encoder(part.name, num_labels=width, dtype=dtype)
         if part.heads == "per_task":
             base = add_heads(base, {task.name: task.num_outputs for task in tasks})
+        for name, offset in (offsets or {}).items():
+            begin_at(base, name, offset)
         batches = EncoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
     else:
         base, tokenizer = load_decoder(part.name, dtype=dtype, gguf_file=part.gguf_file)

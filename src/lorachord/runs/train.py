@@ -58,7 +58,7 @@ def train(
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
     # What only the model can refuse is refused before the folder is made, or an old one removed.
-    made = load_model(recipe, tasks)
+    made = load_model(recipe, tasks, offsets=data.offsets)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir)
@@ -98,7 +98,7 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
             alone = TaskSet(data.data[index : index + 1], data.weights[index : index + 1])
-            _train_jointly(own, alone, *load_model(recipe, alone.tasks))
+            _train_jointly(own, alone, *load_model(recipe, alone.tasks, offsets=alone.offsets))
         runs[name] = own.metrics
     together: dict[str, Any] = {
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED

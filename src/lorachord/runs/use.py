@@ -42,7 +42,7 @@ def load_run(run: str | Path) -> tuple[PeftModel, EncoderBatches | DecoderBatche
         names = ", ".join(task.name for task in folder.recipe.tasks.chosen())
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
-    model, batches = load_model(folder.recipe, tasks, folder.path / "adapter")
+    model, batches = load_model(folder.recipe, tasks, adapter=folder.path / "adapter")
     return model.eval(), batches, tasks
 
 

@@ -126,6 +126,11 @@ MEAN_LIKE = ("upgrad", "mgda", "cagrad", "imtl_g", "nash_mtl", "aligned_mtl")
 """Rules whose papers average: T equal gradients come out as one of them, not as their sum."""
 
 
+def zoo_names() -> tuple[str, ...]:
+    """The rules that TorchJD has."""
+    return tuple(_TORCHJD)
+
+
 @final
 class TorchJD(Rule):
     """A weighting of TorchJD (https://torchjd.org), which has the zoo: UPGrad (arXiv 2406.16232), MGDA (1810.04650),
@@ -135,7 +140,7 @@ class TorchJD(Rule):
     GradVac and Nash-MTL remember earlier steps, for each Gramian apart.
 
     Args:
-        name: one of these, as in `_TORCHJD`.
+        name: one of `zoo_names()`.
         reduction: `sum` (default) multiplies the weights of rules that average by T, so that one learning rate serves
             all rules; `own` leaves them as their papers have them.
         **options: the weighting's own.

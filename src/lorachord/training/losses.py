@@ -6,7 +6,7 @@ Shapes: E examples, B rows, C outputs of the widest head, L tokens, V words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -18,11 +18,17 @@ from lorachord.training.batches import IGNORED
 
 
 def encoder_losses(
-    logits_BC: Tensor, answers_E: Tensor, num_rows: Sequence[int], tasks_B: Tensor, tasks: Sequence[Task]
+    logits_BC: Tensor,
+    answers_E: Tensor,
+    num_rows: Sequence[int],
+    tasks_B: Tensor,
+    tasks: Sequence[Task],
+    variances: Mapping[int, float] | None = None,
 ) -> dict[int, Tensor]:
     """The mean loss of each task that occurs, by its index.
 
-    Cross-entropy over a task's classes, or over the options of an example; the squared error of a number.
+    Cross-entropy over a task's classes, or over the options of an example; the squared error of a number, over the
+    variance of the task's numbers, so that the unit in which they are written does not weigh the task.
 
     Args:
         logits_BC: from one head, or from heads per task.
@@ -30,6 +36,7 @@ def encoder_losses(
         num_rows: rows of each example; they lie one after another.
         tasks_B: the task of each row.
         tasks: by index.
+        variances: of the answers of regression tasks, by index. Default: 1.
     """
     starts = [0, *accumulate(num_rows)][:-1]
     row_tasks = tasks_B.tolist()
@@ -50,7 +57,8 @@ def encoder_losses(
             continue
         outputs = logits_BC[[starts[example] for example in examples], : task.num_outputs].float()
         if task.kind == "regression":
-            losses[index] = F.mse_loss(outputs[:, 0], answers.to(outputs.dtype))
+            error = F.mse_loss(outputs[:, 0], answers.to(outputs.dtype))
+            losses[index] = error / (variances or {}).get(index, 1.0)
         else:
             losses[index] = F.cross_entropy(outputs, answers.long())
     return losses

@@ -6,6 +6,7 @@ trainer = MultiTaskTrainer(model, args, batches=batches, train_data=[...], eval_
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ class MultiTaskMixin:
         for name, values in counts.items():
             if len(values) != len(self.tasks):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.tasks)} tasks.")
+        self.variances = {
+            index: statistics.pvariance(answers(rows)) or 1.0
+            for index, (task, rows) in enumerate(zip(self.tasks, self.train_data, strict=True))
+            if task.kind == "regression"
+        }
         # Each step's loss of each task, until they are logged; tensors, so that no step waits for the device.
         self._task_losses: dict[int, list[Tensor]] = {}
         super().__init__(  # type: ignore[call-arg]
@@ -111,7 +117,8 @@ class MultiTaskMixin:
             num_rows, answers_E = batch.pop("num_rows"), batch.pop("answers")
             with on_task(model, tasks_B):
                 outputs = model(**batch)
-            return encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks), outputs
+            losses = encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks, self.variances)
+            return losses, outputs
         labels_BL = batch.pop("labels")
         with on_task(model, tasks_B):
             outputs = model(**batch)
@@ -162,6 +169,11 @@ class MultiTaskMixin:
 
 class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]
     """transformers' Trainer with the multi-task parts."""
+
+
+def answers(rows: Rows) -> list[float]:
+    """The answers of a regression task's rows."""
+    return [float(rows[index]["label"]) for index in range(len(rows))]
 
 
 def summarise(scores: Mapping[str, float]) -> dict[str, float]:

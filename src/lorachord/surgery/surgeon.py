@@ -1,0 +1,171 @@
+"""Surgery in a training loop: after the backward pass and before clipping, the factors' gradients are made by a rule.
+
+>>> import torch, transformers, lorachord as lc
+>>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+>>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+>>> model = lc.attach(base, "lora", tasks=["cola", "sst2"], r=4)
+>>> surgeon = Surgeon(model, rule="ortho_lora")                             # 1: once
+>>> ids = torch.arange(12).view(3, 4)
+>>> with lc.on_task(model, ["cola", "sst2", "sst2"]):                       # 2: name the tasks, as ever
+...     logits = model(input_ids=ids).logits
+>>> loss = sum(logits[rows].logsumexp(-1).mean() for rows in ([0], [1, 2]))   # a mean for each task
+>>> loss.backward()
+>>> report = surgeon.operate()                                              # 3: before clipping and the step
+>>> tuple(report.gramians_NTT.shape)                                        # seven linears, two factors each
+(14, 2, 2)
+
+Only the factors A and B of each layer are operated on: routers, matrices between the factors, scales, heads and
+penalties made of weights keep their plain gradients, and what belongs to one task alone has nobody to conflict with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.words import suggest
+from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
+from lorachord.surgery.task_grads import MicroBatches, OnePass, TaskGradients
+from lorachord.tuner.config import LorachordConfig
+
+GRANULARITIES = ("factor", "role", "global")
+COLLECTORS = {"one_pass": OnePass, "micro_batches": MicroBatches}
+
+
+def make_rule(name: str, **options: Any) -> Rule:
+    """A rule by its name.
+
+    Raises:
+        ValueError: no such rule; the nearest is named.
+    """
+    own = {cls.name: cls for cls in (OrthoLora, Sum)}
+    if name in own:
+        try:
+            return own[name](**options)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if name in zoo_names():
+        return TorchJD(name, **options)
+    raise ValueError(f"There is no rule {name!r}. {suggest(name, [*own, *zoo_names()])}")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one operation saw and did.
+
+    Attributes:
+        keys: `(layer, factor)` of the N blocks.
+        present: indices of the tasks that had a gradient; T of them.
+        gramians_NTT: their inner products, before.
+        weights_NT: what the rule made of them.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    present: tuple[int, ...]
+    gramians_NTT: Tensor
+    weights_NT: Tensor
+
+    @property
+    def cosines(self) -> Tensor:
+        """Cosines (N, T, T) between the tasks' gradients; 0 where one of them is zero."""
+        norms_NT = self.gramians_NTT.diagonal(dim1=-2, dim2=-1).sqrt()
+        scale_NTT = norms_NT.unsqueeze(-1) * norms_NT.unsqueeze(-2)
+        return torch.where(scale_NTT > 0, self.gramians_NTT / scale_NTT, 0)
+
+    @property
+    def moved(self) -> float:
+        """How far the rule moved the gradient: |new - sum| / |sum|, over all blocks."""
+        change_NT = self.weights_NT - 1
+        squared = torch.einsum("nt,nts,ns->", change_NT, self.gramians_NTT, change_NT)
+        return float((squared / self.gramians_NTT.sum().clamp_min(1e-38)).clamp_min(0).sqrt())
+
+
+class Surgeon:
+    """Operates on the gradients of a model's adapter.
+
+    Args:
+        model: with one active LoRAchord adapter; the tasks are its config's, or `num_tasks`.
+        rule: `ortho_lora` (default), `sum`, or one of TorchJD's; or a `Rule`.
+        granularity: what is compared: each `factor` of each layer (Ortho-LoRA), all A's and all B's (`role`), or
+            everything (`global`; with `ortho_lora` that is PCGrad).
+        collect: `one_pass` (default) or `micro_batches`.
+        num_tasks: T. Default: the number of the adapter's tasks.
+        **options: the rule's.
+
+    Raises:
+        ValueError: an unknown rule, option or granularity; no adapter; no tasks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: str | Rule = "ortho_lora",
+        *,
+        granularity: str = "factor",
+        collect: str = "one_pass",
+        num_tasks: int | None = None,
+        **options: Any,
+    ) -> None:
+        for field, value, known in (("granularity", granularity, GRANULARITIES), ("collect", collect, COLLECTORS)):
+            if value not in known:
+                raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
+        self.rule = rule if isinstance(rule, Rule) else make_rule(rule, **options)
+        self.granularity, self.num_operations = granularity, 0
+        num_tasks = num_tasks if num_tasks is not None else _num_tasks(model)
+        self.gradients: TaskGradients = COLLECTORS[collect](model, num_tasks)
+
+    @torch.no_grad()
+    def operate(self) -> Operation:
+        """Write the factors' `.grad` from the task gradients collected since the last time.
+
+        What was in their `.grad` stays and is added to: penalties made of weights.
+        """
+        with torch.enable_grad():
+            found = self.gradients.collect()
+        keys = tuple(found)
+        gramians_NTT = torch.stack([_gramian(gradients) for gradients in found.values()])
+        present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
+        gramians_NTT = gramians_NTT[:, present][:, :, present]
+        weights_NT = self._weights(keys, gramians_NTT)
+        for (key, gradients), weights_T in zip(found.items(), weights_NT, strict=True):
+            parameter = self.gradients.parameters[key]
+            own = gradients[present]
+            # A sum of products, not a matrix product: with weights of 1 it is the sum of the segments to the bit.
+            combined = (own * weights_T.to(own.dtype).view(-1, *[1] * parameter.dim())).sum(0).to(parameter.dtype)
+            parameter.grad = combined if parameter.grad is None else parameter.grad + combined
+        self.num_operations += 1
+        return Operation(keys, tuple(present.tolist()), gramians_NTT, weights_NT)
+
+    def _weights(self, keys: tuple[tuple[str, str], ...], gramians_NTT: Tensor) -> Tensor:
+        if gramians_NTT.shape[-1] == 0:
+            # No task has a gradient: all factors are behind zeros, as MultiLoRA's are behind its scales at the start.
+            return gramians_NTT.sum(-1)
+        if self.granularity == "factor":
+            return self.rule.weights(gramians_NTT, self.num_operations)
+        groups = [factor if self.granularity == "role" else "" for _, factor in keys]
+        names = sorted(set(groups))
+        index = torch.tensor([names.index(group) for group in groups], device=gramians_NTT.device)
+        summed = gramians_NTT.new_zeros(len(names), *gramians_NTT.shape[1:]).index_add_(0, index, gramians_NTT)
+        return self.rule.weights(summed, self.num_operations)[index]
+
+    def close(self) -> None:
+        """Back to ordinary gradients."""
+        self.gradients.close()
+
+
+def _gramian(gradients: Tensor) -> Tensor:
+    flat_TP = gradients.flatten(1)
+    flat_TP = flat_TP.to(torch.promote_types(flat_TP.dtype, torch.float32))
+    return flat_TP @ flat_TP.t()
+
+
+def _num_tasks(model: nn.Module) -> int:
+    configs = getattr(model, "peft_config", {})
+    for name in getattr(model, "active_adapters", []):
+        config = configs.get(name)
+        if isinstance(config, LorachordConfig) and config.tasks:
+            return len(config.tasks)
+    raise ValueError("The adapter names no tasks: attach it with tasks=[...], or give num_tasks.")
