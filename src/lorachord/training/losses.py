@@ -1,7 +1,7 @@
 """The loss of each task in a batch: a mean over the task's own examples (or answer tokens), so that no task drowns in
 another's length or number.
 
-Shapes: E examples, B rows, C outputs of the widest head, L tokens, V words.
+Shapes: E examples, B rows, C outputs of the widest head, L tokens, V words; A answer tokens.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def encoder_losses(
 def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:
     """The mean loss over the answer tokens of each task that occurs, by its index."""
     target_BL = labels_BL[:, 1:]
-    token_BL = F.cross_entropy(
-        logits_BLV[:, :-1].float().transpose(1, 2), target_BL, ignore_index=IGNORED, reduction="none"
-    )
     counted_BL = target_BL != IGNORED
+    # Answers are a few tokens of many, and a softmax is over the whole vocabulary: the others are left out first.
+    token_A = F.cross_entropy(logits_BLV[:, :-1][counted_BL].float(), target_BL[counted_BL], reduction="none")
+    task_A = tasks_B.unsqueeze(1).expand_as(target_BL)[counted_BL]
     losses = {}
     for index in tasks_B.unique().tolist():
-        own = tasks_B == index
-        losses[index] = token_BL[own].sum() / counted_BL[own].sum().clamp_min(1)
+        own = task_A == index
+        losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
     return losses

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorachord.data.metrics import score
@@ -94,10 +95,13 @@ def _decode(
     ]
     batch = _to_device(batches.pad(rows), model)
     labels_BL = batch.pop("labels")[:, 1:]
-    logs_BLV = torch.log_softmax(model(**batch).logits[:, :-1].float(), dim=-1)
     counted_BL = labels_BL != IGNORED
-    chosen_BL = logs_BLV.gather(-1, labels_BL.clamp_min(0).unsqueeze(-1)).squeeze(-1) * counted_BL
-    totals, lengths = chosen_BL.sum(1).cpu(), counted_BL.sum(1).cpu()
+    # Only the options' own tokens: a softmax is over the whole vocabulary.
+    logits_AV = model(**batch).logits[:, :-1][counted_BL].float()
+    log_A = -F.cross_entropy(logits_AV, labels_BL[counted_BL], reduction="none")
+    row_A = counted_BL.nonzero()[:, 0]
+    totals = log_A.new_zeros(len(rows)).index_add_(0, row_A, log_A).cpu()
+    lengths = counted_BL.sum(1).cpu()
     counts = [len(task.options(example)) for example in some]
     for scores, tokens in zip(totals.split(counts), lengths.split(counts), strict=True):
         yield {
