@@ -534,3 +534,15 @@ def test_what_a_run_writes_is_json_even_where_a_decoder_wrote_no_number(decoder:
     for path in [decoder / "metrics.json", *decoder.rglob("*.jsonl")]:
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
             json.loads(line, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("method", ["lora", "mtl_lora", "hydralora"])
+@pytest.mark.parametrize("surgery", [{"rule": "ortho_lora"}, {"rule": "mgda", "granularity": "role"}], ids=str)
+def test_a_recipe_can_ask_for_surgery(
+    tiny_bert: Path, task_files: Path, tmp_path: Path, method: str, surgery: dict[str, Any]
+) -> None:
+    training = {"max_steps": 4, "accumulation": 2, "log_every": 2}
+    made = recipe(tiny_bert, "colour", "size", method={"name": method}, surgery=surgery, training=training)
+    run = train(made, tmp_path / "run", data_dir=task_files)
+    logged = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logged if "surgery_moved" in entry] == [1, 2, 4]

@@ -153,6 +153,12 @@ def colour(name: str) -> dict[str, Any]:
             "too small for every one of 2 tasks",
         ),
         ({"mixture": {"every_task": True, "batches": "one_task"}}, "A batch of one task cannot hold every task"),
+        ({"surgery": {"rule": "ortho_lra"}}, r"surgery: There is no rule 'ortho_lra'\. Did you mean 'ortho_lora'"),
+        ({"surgery": {"rule": "ortho_lora", "ordr": 1}}, r"surgery: ortho_lora: .*unexpected keyword argument 'ordr'"),
+        ({"surgery": {"rule": "ortho_lora", "granularity": "layer"}}, r"surgery: There is no granularity 'layer'"),
+        ({"surgery": {"granularity": "factor"}}, r"surgery needs a rule"),
+        ({"surgery": {"rule": "sum"}, "mixture": {"batches": "one_task"}}, r"nothing to do in batches of one task"),
+        ({"surgery": {"rule": "sum"}, "method": {"name": "peft_lora"}}, r"peft_lora hands out no gradients of tasks"),
         ({"model": {"gguf_file": "x.gguf", "kind": "decoder"}}, r"is no complete model\. Missing: x\.gguf"),
     ],
 )

@@ -14,6 +14,7 @@ import lorachord as lc
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.data.task import Source, Task
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.training.scoring import predict, score_records
@@ -169,6 +170,45 @@ def test_accumulated_batches_step_like_the_mean_of_their_gradients(tokenizer: An
     for name, parameter in model.named_parameters():
         if name in wanted:
             torch.testing.assert_close(parameter, before[name] - 0.5 * wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def trained(tokenizer: Any, out: Path, rule: str | None, **settings: Any) -> tuple[MultiTaskTrainer, dict[str, Any]]:
+    torch.manual_seed(0)
+    parts, model = data(), encoder("lora")
+    perturb(model, 0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, out, optim="sgd", max_grad_norm=0, **settings)
+    if rule is not None:
+        made.surgeon = Surgeon(model, rule)
+    made.train()
+    return made, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_surgery_by_the_plain_sum_trains_as_no_surgery_does(tokenizer: Any, tmp_path: Path, accumulation: int) -> None:
+    settings = dict(max_steps=3, gradient_accumulation_steps=accumulation, learning_rate=0.5)
+    _, expected = trained(tokenizer, tmp_path / "plain", None, **settings)
+    made, found = trained(tokenizer, tmp_path / "sum", "sum", **settings)
+    assert made.surgeon is not None
+    assert made.surgeon.num_operations == 3
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_surgery_changes_the_factors_alone_and_says_how_far(tokenizer: Any, tmp_path: Path) -> None:
+    settings = dict(max_steps=1, learning_rate=0.5, logging_steps=1, lr_scheduler_type="constant")
+    made, before = trained(tokenizer, tmp_path / "plain", None, **settings)
+    made, after = trained(tokenizer, tmp_path / "ortho", "ortho_lora", **settings)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".down" in name or ".up" in name for name in changed)
+    logged = made.state.log_history[0]
+    assert 0 < logged["surgery_conflicts"] <= 1
+    assert logged["surgery_moved"] > 0
+    # Scoring goes on as before, with the leaves in place.
+    assert made.evaluate().keys() >= {"eval_mean", "eval_worst"}
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tokenizer: Any, tmp_path: Path) -> None:

@@ -130,8 +130,10 @@ class Adapter(nn.Module, ABC):
         x = x.to(dtype)
         dropping = self.training and self.config.dropout > 0
         dropped = F.dropout(x, self.config.dropout) if dropping else x
-        down_TRD, up_TOS = (self.probes.down_TRD, self.probes.up_TOS) if self.probes else (None, None)
-        runs = self._row_runs(ctx, x)
+        # Where nothing is differentiated, nothing is collected.
+        probes = self.probes if torch.is_grad_enabled() else None
+        down_TRD, up_TOS = (probes.down_TRD, probes.up_TOS) if probes else (None, None)
+        runs = self._row_runs(ctx, x) if probes else None
 
         h = rows_linear(dropped, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
         if type(self).core is not Adapter.core:
@@ -211,9 +213,7 @@ class Adapter(nn.Module, ABC):
         return x.numel() // self.layer.d_in
 
     @final
-    def _row_runs(self, ctx: Context, x: Tensor) -> Runs | None:
-        if self.probes is None:
-            return None
+    def _row_runs(self, ctx: Context, x: Tensor) -> Runs:
         if ctx.runs is None or ctx.num_samples is None:
             raise ValueError(
                 "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."

@@ -26,6 +26,7 @@ from lorachord.models.load import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
+from lorachord.surgery.surgeon import check_surgery
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import answers
 from lorachord.tuner import LorachordConfig
@@ -105,6 +106,13 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
             raise ValueError(f"there is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
     except ValueError as error:
         raise ValueError(f"method: {error}") from None
+    if recipe.surgery is not None:
+        try:
+            check_surgery(**recipe.surgery)
+        except ValueError as error:
+            raise ValueError(f"surgery: {error}") from None
+        if method in BASELINES:
+            raise ValueError(f"surgery: {method} hands out no gradients of tasks; take the method `lora` instead.")
     if recipe.model.kind == "encoder":
         written = [task.name for task in tasks if task.kind == "generation"]
         if written:

@@ -26,6 +26,8 @@ class Recipe:
         method: `name`, and the method's options beside it (`lorachord methods --json` prints them); the fields of
             `LorachordConfig`, such as `target_modules`, as well.
         mixture, training, evaluation: see there.
+        surgery: what to do with the tasks' gradients, before clipping: `rule` (ortho_lora, ...), `granularity` (factor,
+            role, global) and the rule's options; see `surgery/surgeon.py`. Default: none, their plain sum.
         mode: `joint` (default), or `single`: the same once for each task alone, as a baseline. A single run of
             `max_steps` gives each task its share of them, so that it sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.
@@ -37,12 +39,18 @@ class Recipe:
     mixture: MixturePart = field(default_factory=MixturePart)
     training: TrainingPart = field(default_factory=TrainingPart)
     evaluation: EvaluationPart = field(default_factory=EvaluationPart)
+    surgery: dict[str, Any] | None = None
     mode: Literal["joint", "single"] = "joint"
     seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.method.get("name"), str):
             raise ValueError("method needs a name, as in {name: mtl_lora, r: 8}.")
+        if self.surgery is not None:
+            if not isinstance(self.surgery.get("rule"), str):
+                raise ValueError("surgery needs a rule, as in {rule: ortho_lora, granularity: factor}.")
+            if self.mixture.batches == "one_task" and self.training.accumulation == 1:
+                raise ValueError("surgery has nothing to do in batches of one task: set mixture.batches to mixed.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every default written out; `recipe_from` takes it back."""

@@ -21,6 +21,7 @@ from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_model
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
 
@@ -117,6 +118,9 @@ def _train_jointly(
     checkpoints = folder.path / "checkpoints"
     args = training_arguments(recipe, checkpoints)
     evaluation = recipe.evaluation
+    surgeon = None
+    if recipe.surgery is not None and len(data.tasks) > 1:
+        surgeon = Surgeon(model, num_tasks=len(data.tasks), **recipe.surgery)
     trainer = MultiTaskTrainer(
         model,
         args,
@@ -126,6 +130,7 @@ def _train_jointly(
         mixture=mixture_of(recipe, data.sizes, args.process_index, args.world_size),
         task_weights=data.weights,
         max_new_tokens=evaluation.max_new_tokens,
+        surgeon=surgeon,
         callbacks=[RunLog(folder)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -52,6 +52,18 @@ def make_rule(name: str, **options: Any) -> Rule:
     raise ValueError(f"There is no rule {name!r}. {suggest(name, [*own, *zoo_names()])}")
 
 
+def check_surgery(rule: str | Rule, *, granularity: str = "factor", collect: str = "one_pass", **options: Any) -> Rule:
+    """The rule that a `Surgeon` of these arguments would follow.
+
+    Raises:
+        ValueError: an unknown rule, option, granularity or way to collect; the nearest is named.
+    """
+    for field, value, known in (("granularity", granularity, GRANULARITIES), ("way to collect", collect, COLLECTORS)):
+        if value not in known:
+            raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
+    return rule if isinstance(rule, Rule) else make_rule(rule, **options)
+
+
 @dataclass(frozen=True)
 class Operation:
     """What one operation saw and did.
@@ -74,6 +86,13 @@ class Operation:
         norms_NT = self.gramians_NTT.diagonal(dim1=-2, dim2=-1).sqrt()
         scale_NTT = norms_NT.unsqueeze(-1) * norms_NT.unsqueeze(-2)
         return torch.where(scale_NTT > 0, self.gramians_NTT / scale_NTT, 0)
+
+    @property
+    def conflicts(self) -> float:
+        """The share of pairs of tasks whose gradients point against each other, over all blocks."""
+        num_tasks = len(self.present)
+        pairs = len(self.keys) * num_tasks * (num_tasks - 1)
+        return float((self.gramians_NTT < 0).sum() / pairs) if pairs else 0.0
 
     @property
     def moved(self) -> float:
@@ -109,10 +128,7 @@ class Surgeon:
         num_tasks: int | None = None,
         **options: Any,
     ) -> None:
-        for field, value, known in (("granularity", granularity, GRANULARITIES), ("collect", collect, COLLECTORS)):
-            if value not in known:
-                raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
-        self.rule = rule if isinstance(rule, Rule) else make_rule(rule, **options)
+        self.rule = check_surgery(rule, granularity=granularity, collect=collect, **options)
         self.granularity, self.num_operations = granularity, 0
         num_tasks = num_tasks if num_tasks is not None else _num_tasks(model)
         self.gradients: TaskGradients = COLLECTORS[collect](model, num_tasks)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
+from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.training.scoring import Record, predict, score_records
@@ -47,6 +48,7 @@ class MultiTaskMixin:
         mixture: the batch sampler over `train_data`, for this rank.
         task_weights: one per task. Default: 1 each.
         max_new_tokens: of freely written answers, when predicting. Default 64.
+        surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
         **keywords: the Trainer's own.
 
     Raises:
@@ -67,9 +69,14 @@ class MultiTaskMixin:
         mixture: TaskMixture,
         task_weights: Sequence[float] | None = None,
         max_new_tokens: int = 64,
+        surgeon: Surgeon | None = None,
         **keywords: Any,
     ) -> None:
         self.batches, self.mixture, self.max_new_tokens = batches, mixture, max_new_tokens
+        self.surgeon = surgeon
+        self.operation: Operation | None = None
+        if surgeon is not None and args.world_size > 1:
+            raise ValueError("Surgery works in one process so far: train on one, or without surgery.")
         self.tasks = tuple(batches.tasks)
         self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
         self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(self.tasks)
@@ -108,6 +115,14 @@ class MultiTaskMixin:
         terms = [self.task_weights[index] * loss for index, loss in losses.items()]
         total = torch.stack(terms).mean() + penalty(model)
         return (total, outputs) if return_outputs else total
+
+    def training_step(self, *args: Any, **keywords: Any) -> Tensor:
+        """Forward and backward; at the end of an accumulation window, the operation on what they have left."""
+        loss: Tensor = super().training_step(*args, **keywords)  # type: ignore[misc]
+        trainer: Any = self
+        if self.surgeon is not None and trainer.accelerator.sync_gradients:
+            self.operation = self.surgeon.operate()
+        return loss
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
         """The loss of each task in a batch, by the task's index, and the model's outputs."""
@@ -159,11 +174,18 @@ class MultiTaskMixin:
         }
 
     def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
-        """With the mean loss of each task since the last time, as `loss_<task>`."""
+        """With the mean loss of each task since the last time, as `loss_<task>`, and what surgery did last.
+
+        `surgery_conflicts` is the share of pairs of tasks with a negative cosine, over all factors; `surgery_moved` how
+        far the gradient went from the plain sum, relative to it.
+        """
         if "loss" in logs:
             for index, losses in sorted(self._task_losses.items()):
                 logs[f"loss_{self.tasks[index].name}"] = float(torch.stack(losses).mean())
             self._task_losses.clear()
+            if self.operation is not None:
+                logs["surgery_conflicts"] = self.operation.conflicts
+                logs["surgery_moved"] = self.operation.moved
         super().log(logs, *args, **keywords)  # type: ignore[misc]
 
 
