@@ -242,7 +242,7 @@ LOOPS: dict[str, dict[str, type[LoopOverExperts]]] = {
 }
 
 
-def saved_bytes(work: Workload, model: nn.Module) -> int:
+def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the distinct storages, other than parameters', that a forward pass keeps for its backward pass."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -253,9 +253,14 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output_BLV = work.forward_of(model)()
-    assert output_BLV.requires_grad
+        output = forward()
+    assert output.requires_grad
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+
+
+def saved_bytes(work: Workload, model: nn.Module) -> int:
+    """The same for one of a workload's models."""
+    return saved_bytes_of(model, work.forward_of(model))
 
 
 def benchmark(work: Workload, options: Options) -> Iterator[Result]:

@@ -54,7 +54,7 @@ class OrthoLora(Rule):
         for each i:  v_i = g_i;  for j != i in random order:  if <v_i, g_j> < 0:  v_i -= <v_i, g_j> / |g_j|^2 g_j
 
     with g_j the original gradient; the result is the sum of the v_i. With one Gramian over everything it is PCGrad.
-    On Gramians: v_i is a row of coefficients, and the loop over pairs runs for all factors at once.
+    On Gramians: v_i is a row of coefficients, and T - 1 projections run for all tasks and all factors at once.
 
     Differs from public codes: no epsilon in the denominator (1e-5 makes the projection inert for the small gradients of
     adapters), a gradient that is exactly zero is skipped (at step 0 all of A's are), j = i is left out.
@@ -78,15 +78,14 @@ class OrthoLora(Rule):
     def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
         num_tasks = gramians_NTT.shape[-1]
         norms_NT = gramians_NTT.diagonal(dim1=-2, dim2=-1)
-        coefficients_NTT = torch.eye(num_tasks, dtype=gramians_NTT.dtype, device=gramians_NTT.device).repeat(
-            len(gramians_NTT), 1, 1
-        )
-        for i, others in enumerate(self.orders(num_tasks, step)):
-            v_NT = coefficients_NTT[:, i]
-            for j in others:
-                dot_N = (v_NT * gramians_NTT[:, :, j]).sum(-1)
-                conflict_N = (dot_N < 0) & (norms_NT[:, j] > 0)
-                v_NT[:, j] -= torch.where(conflict_N, dot_N / norms_NT[:, j], 0)
+        coefficients_NTT = torch.eye(num_tasks).to(gramians_NTT).repeat(len(gramians_NTT), 1, 1)
+        every = torch.arange(num_tasks)
+        # The v_i do not look at each other: the k-th projection of all of them at once.
+        for js in torch.tensor(self.orders(num_tasks, step)).t():
+            dot_NT = torch.einsum("nit,nti->ni", coefficients_NTT, gramians_NTT[:, :, js])
+            norm_NT = norms_NT[:, js]
+            share_NT = torch.where((dot_NT < 0) & (norm_NT > 0), dot_NT / norm_NT, 0)
+            coefficients_NTT[:, every, js] -= share_NT
         weights_NT = coefficients_NTT.sum(1)
         return weights_NT / num_tasks if self.reduction == "mean" else weights_NT
 

@@ -144,11 +144,12 @@ class Surgeon:
         keys = tuple(found)
         gramians_NTT = torch.stack([_gramian(gradients) for gradients in found.values()])
         present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
-        gramians_NTT = gramians_NTT[:, present][:, :, present]
+        everyone = len(present) == gramians_NTT.shape[-1]
+        gramians_NTT = gramians_NTT if everyone else gramians_NTT[:, present][:, :, present]
         weights_NT = self._weights(keys, gramians_NTT)
         for (key, gradients), weights_T in zip(found.items(), weights_NT, strict=True):
             parameter = self.gradients.parameters[key]
-            own = gradients[present]
+            own = gradients if everyone else gradients[present]
             # A sum of products, not a matrix product: with weights of 1 it is the sum of the segments to the bit.
             combined = (own * weights_T.to(own.dtype).view(-1, *[1] * parameter.dim())).sum(0).to(parameter.dtype)
             parameter.grad = combined if parameter.grad is None else parameter.grad + combined
