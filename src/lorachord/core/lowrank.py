@@ -1,6 +1,6 @@
 """The kernel: a linear map over rows, with the option of a weight gradient per task.
 
-Shapes: N rows, I inputs, O outputs, T tasks.
+Shapes: N rows, I inputs, O outputs, T tasks; U runs of M rows each.
 
 Background. Samples of different tasks do not meet inside a layer, so the weight gradient of task t is the product of
 that task's rows alone. With rows sorted by task, the T products cost what the joint one costs. To hand them out, the
@@ -47,6 +47,25 @@ def _matmul(a_NK: Tensor, b_KM: Tensor) -> Tensor:
     return a_NK @ b_KM
 
 
+def _products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Runs, num_tasks: int) -> Tensor:
+    """`g^T x` over each task's rows: (T, O, I)."""
+    tasks = [task for task, _, _ in runs]
+    if len({stop - start for _, start, stop in runs}) == 1 and len(set(tasks)) == len(tasks):
+        # As many rows of each task: one batched product.
+        grad_UMO, x_UMI = (rows.unflatten(0, (len(runs), -1)) for rows in (grad_NO, x_NI))
+        narrow = x_NI.shape[1] < NARROW
+        products_UOI = torch.bmm(x_UMI.mT, grad_UMO).mT if narrow else torch.bmm(grad_UMO.mT, x_UMI)
+        if tasks == list(range(num_tasks)):
+            return products_UOI
+        return x_NI.new_zeros(num_tasks, *products_UOI.shape[1:]).index_copy_(
+            0, torch.tensor(tasks, device=x_NI.device), products_UOI
+        )
+    products_TOI = x_NI.new_zeros(num_tasks, grad_NO.shape[1], x_NI.shape[1])
+    for task, start, stop in runs:
+        products_TOI[task] += _matmul(grad_NO[start:stop].t(), x_NI[start:stop])
+    return products_TOI
+
+
 class _RowsLinear(torch.autograd.Function):
     """out + scale * x W^T, with dL/dW per task where a probe asks for it.
 
@@ -86,10 +105,8 @@ class _RowsLinear(torch.autograd.Function):
             # The scale goes to the smaller operand.
             grad_x = _matmul(grad_NO, weight_OI if ctx.scale == 1 else weight_OI * ctx.scale).view(x.shape)
         if needs_probe:
-            grad_probe = weight_OI.new_zeros(ctx.num_tasks, *weight_OI.shape)
-            for task, start, stop in ctx.row_runs:
-                product_OI = _matmul(grad_NO[start:stop].t(), x_NI[start:stop])
-                grad_probe[task].add_(product_OI, alpha=ctx.scale)
+            grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
+            grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
         elif needs_weight:
             grad_weight = _matmul(grad_NO.t(), x_NI)
             grad_weight = grad_weight if ctx.scale == 1 else grad_weight * ctx.scale
