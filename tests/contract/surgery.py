@@ -88,6 +88,23 @@ class SurgeryContract:
         # And nothing is left over for the next window.
         assert all(not gradients.any() for gradients in surgeon.gradients.collect().values())
 
+    def test_halves_of_the_samples_make_up_the_task_gradients(self, case: Case) -> None:
+        model = double(case)
+        expected, _ = separate(model)
+        surgeon = Surgeon(model, "significant")
+        one_pass(model, surgeon)
+        assert surgeon.gradients.sizes_S.tolist() == [1, 1, 1, 0, 1, 0]  # type: ignore[attr-defined]
+        found = surgeon.gradients.collect()
+        for key, gradients in found.items():
+            torch.testing.assert_close(gradients.unflatten(0, (-1, 2)).sum(1), expected[key], **EXACT)
+        # The first task has two samples, and each half has its own.
+        assert any(gradients[0].any() and gradients[1].any() for gradients in found.values())
+        one_pass(model, surgeon)
+        model.zero_grad()
+        assert surgeon.operate().present == (0, 1, 2)
+        for key, parameter in surgeon.gradients.parameters.items():
+            torch.testing.assert_close(parameter.grad, expected[key].sum(0), **EXACT)
+
     @pytest.mark.parametrize("way", WAYS)
     def test_two_tasks_get_the_closed_form(self, case: Case, way: str) -> None:
         model = double(case)

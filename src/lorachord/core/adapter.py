@@ -133,7 +133,7 @@ class Adapter(nn.Module, ABC):
         # Where nothing is differentiated, nothing is collected.
         probes = self.probes if torch.is_grad_enabled() else None
         down_TRD, up_TOS = (probes.down_TRD, probes.up_TOS) if probes else (None, None)
-        runs = self._row_runs(ctx, x) if probes else None
+        runs = self._row_runs(ctx, x, probes.halves) if probes else None
 
         h = rows_linear(dropped, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
         if type(self).core is not Adapter.core:
@@ -213,23 +213,29 @@ class Adapter(nn.Module, ABC):
         return x.numel() // self.layer.d_in
 
     @final
-    def _row_runs(self, ctx: Context, x: Tensor) -> Runs:
-        if ctx.runs is None or ctx.num_samples is None:
+    def _row_runs(self, ctx: Context, x: Tensor, halves: bool) -> Runs:
+        runs = ctx.half_runs if halves else ctx.runs
+        if runs is None or ctx.num_samples is None:
             raise ValueError(
                 "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."
             )
         rows = self._num_rows(x) // ctx.num_samples
-        return tuple((task, start * rows, stop * rows) for task, start, stop in ctx.runs)
+        return tuple((task, start * rows, stop * rows) for task, start, stop in runs)
 
     @final
-    def attach_probes(self, num_tasks: int) -> Probes:
-        """From now on collect the factors' gradients per task, in the returned leaves, and not on the factors."""
-        self.probes = Probes(
-            *(
-                torch.zeros(num_tasks, *weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
-                for weight in (self.down_weight(), self.up_weight())
-            )
+    def attach_probes(self, num_tasks: int, *, halves: bool = False) -> Probes:
+        """From now on collect the factors' gradients per task, in the returned leaves, and not on the factors.
+
+        Args:
+            num_tasks: T.
+            halves: collect those of two halves of each task's samples apart, on an axis of 2 T.
+        """
+        places = 2 * num_tasks if halves else num_tasks
+        down_TRD, up_TOS = (
+            torch.zeros(places, *weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+            for weight in (self.down_weight(), self.up_weight())
         )
+        self.probes = Probes(down_TRD, up_TOS, halves)
         return self.probes
 
     @final

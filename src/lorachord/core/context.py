@@ -64,6 +64,20 @@ class Context:
         """The task, if every sample has the same one."""
         return self.runs[0][0] if self.runs is not None and len(self.runs) == 1 else None
 
+    @property
+    def half_runs(self) -> tuple[tuple[int, int, int], ...] | None:
+        """`runs`, each cut in two, the halves of task t counted as 2 t and 2 t + 1.
+
+        A run that cannot be cut (one sample, or one task named for all of an unknown number) is its first half.
+        """
+        if self.runs is None:
+            return None
+        cut = []
+        for task, start, stop in self.runs:
+            middle = (start + stop + 1) // 2
+            cut += [(2 * task, start, middle), (2 * task + 1, middle, stop)]
+        return tuple(run for run in cut if run[1] < run[2])
+
     def to(self, device: torch.device) -> Self:
         """The same context with its task ids on `device`."""
         if self.task_ids_B is None or self.task_ids_B.device == device:

@@ -31,10 +31,12 @@ class Probes:
 
     Attributes:
         down_TRD, up_TOS: zeros with `requires_grad`, for its two factors.
+        halves: whether each task has two places, 2 t and 2 t + 1, for two halves of its samples.
     """
 
     down_TRD: Tensor
     up_TOS: Tensor
+    halves: bool = False
 
 
 NARROW = 16

@@ -32,9 +32,15 @@ class Rule(ABC):
 
     Attributes:
         name: in a recipe.
+        needs_halves: whether `observe` wants the Gramians of two halves of each task's samples before each step.
     """
 
     name: ClassVar[str]
+    needs_halves: ClassVar[bool] = False
+
+    def observe(self, gramians_NSS: Tensor, sizes_S: Tensor) -> None:
+        """Take in the halves of one step; see `Significant`, the rule that needs them."""
+        raise NotImplementedError
 
     @abstractmethod
     def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
@@ -75,7 +81,13 @@ class OrthoLora(Rule):
             if value not in known:
                 raise ValueError(f"{self.name}: there is no {field} {value!r}. {suggest(value, known)}")
 
-    def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
+    def weights(self, gramians_NTT: Tensor, step: int, among_NTT: Tensor | None = None) -> Tensor:
+        """The weights (N, T).
+
+        Args:
+            gramians_NTT, step: as in `Rule`.
+            among_NTT: the pairs that may be projected. Default: all.
+        """
         num_tasks = gramians_NTT.shape[-1]
         norms_NT = gramians_NTT.diagonal(dim1=-2, dim2=-1)
         coefficients_NTT = torch.eye(num_tasks).to(gramians_NTT).repeat(len(gramians_NTT), 1, 1)
@@ -84,7 +96,10 @@ class OrthoLora(Rule):
         for js in torch.tensor(self.orders(num_tasks, step)).t():
             dot_NT = torch.einsum("nit,nti->ni", coefficients_NTT, gramians_NTT[:, :, js])
             norm_NT = norms_NT[:, js]
-            share_NT = torch.where((dot_NT < 0) & (norm_NT > 0), dot_NT / norm_NT, 0)
+            conflict_NT = (dot_NT < 0) & (norm_NT > 0)
+            if among_NTT is not None:
+                conflict_NT &= among_NTT[:, every, js]
+            share_NT = torch.where(conflict_NT, dot_NT / norm_NT, 0)
             coefficients_NTT[:, every, js] -= share_NT
         weights_NT = coefficients_NTT.sum(1)
         return weights_NT / num_tasks if self.reduction == "mean" else weights_NT

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lorachord.core.words import suggest
 from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
+from lorachord.surgery.significant import Significant
 from lorachord.surgery.task_grads import MicroBatches, OnePass, TaskGradients
 from lorachord.tuner.config import LorachordConfig
 
@@ -41,7 +42,7 @@ def make_rule(name: str, **options: Any) -> Rule:
     Raises:
         ValueError: no such rule; the nearest is named.
     """
-    own = {cls.name: cls for cls in (OrthoLora, Sum)}
+    own: dict[str, type[Rule]] = {cls.name: cls for cls in (OrthoLora, Significant, Sum)}
     if name in own:
         try:
             return own[name](**options)
@@ -61,7 +62,10 @@ def check_surgery(rule: str | Rule, *, granularity: str = "factor", collect: str
     for field, value, known in (("granularity", granularity, GRANULARITIES), ("way to collect", collect, COLLECTORS)):
         if value not in known:
             raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
-    return rule if isinstance(rule, Rule) else make_rule(rule, **options)
+    made = rule if isinstance(rule, Rule) else make_rule(rule, **options)
+    if made.needs_halves and collect != "one_pass":
+        raise ValueError(f"{made.name} looks at two halves of each task's samples, which only one_pass tells apart.")
+    return made
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,11 @@ class Surgeon:
         self.rule = check_surgery(rule, granularity=granularity, collect=collect, **options)
         self.granularity, self.num_operations = granularity, 0
         num_tasks = num_tasks if num_tasks is not None else _num_tasks(model)
-        self.gradients: TaskGradients = COLLECTORS[collect](model, num_tasks)
+        self.gradients: TaskGradients
+        if self.rule.needs_halves:
+            self.gradients = OnePass(model, num_tasks, halves=True)
+        else:
+            self.gradients = COLLECTORS[collect](model, num_tasks)
 
     @torch.no_grad()
     def operate(self) -> Operation:
@@ -140,18 +148,27 @@ class Surgeon:
         What was in their `.grad` stays and is added to: penalties made of weights.
         """
         with torch.enable_grad():
+            sizes_S = self.gradients.sizes_S if isinstance(self.gradients, OnePass) else None
             found = self.gradients.collect()
         keys = tuple(found)
         gramians_NTT = torch.stack([_gramian(gradients) for gradients in found.values()])
-        present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
+        if self.rule.needs_halves:
+            assert sizes_S is not None
+            self.rule.observe(self._grouped(keys, gramians_NTT), sizes_S)
+            gramians_NTT = gramians_NTT.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).sum((2, 4))
+            # What is remembered of pairs is by the tasks' own numbers: nobody is dropped.
+            present = torch.arange(len(gramians_NTT[0]), device=gramians_NTT.device)
+        else:
+            present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
         everyone = len(present) == gramians_NTT.shape[-1]
         gramians_NTT = gramians_NTT if everyone else gramians_NTT[:, present][:, :, present]
         weights_NT = self._weights(keys, gramians_NTT)
-        for (key, gradients), weights_T in zip(found.items(), weights_NT, strict=True):
+        weights_NS = weights_NT.repeat_interleave(2, dim=1) if self.rule.needs_halves else weights_NT
+        for (key, gradients), weights_S in zip(found.items(), weights_NS, strict=True):
             parameter = self.gradients.parameters[key]
             own = gradients if everyone else gradients[present]
             # A sum of products, not a matrix product: with weights of 1 it is the sum of the segments to the bit.
-            combined = (own * weights_T.to(own.dtype).view(-1, *[1] * parameter.dim())).sum(0).to(parameter.dtype)
+            combined = (own * weights_S.to(own.dtype).view(-1, *[1] * parameter.dim())).sum(0).to(parameter.dtype)
             parameter.grad = combined if parameter.grad is None else parameter.grad + combined
         self.num_operations += 1
         return Operation(keys, tuple(present.tolist()), gramians_NTT, weights_NT)
@@ -160,13 +177,19 @@ class Surgeon:
         if gramians_NTT.shape[-1] == 0:
             # No task has a gradient: all factors are behind zeros, as MultiLoRA's are behind its scales at the start.
             return gramians_NTT.sum(-1)
+        weights = self.rule.weights(self._grouped(keys, gramians_NTT), self.num_operations)
+        return weights[self._groups(keys)]
+
+    def _groups(self, keys: tuple[tuple[str, str], ...]) -> list[int]:
+        """The group of each block, by the granularity."""
         if self.granularity == "factor":
-            return self.rule.weights(gramians_NTT, self.num_operations)
-        groups = [factor if self.granularity == "role" else "" for _, factor in keys]
-        names = sorted(set(groups))
-        index = torch.tensor([names.index(group) for group in groups], device=gramians_NTT.device)
-        summed = gramians_NTT.new_zeros(len(names), *gramians_NTT.shape[1:]).index_add_(0, index, gramians_NTT)
-        return self.rule.weights(summed, self.num_operations)[index]
+            return list(range(len(keys)))
+        return [int(self.granularity == "role" and factor == "up") for _, factor in keys]
+
+    def _grouped(self, keys: tuple[tuple[str, str], ...], gramians: Tensor) -> Tensor:
+        """The Gramians of the groups: the sums of their blocks'."""
+        groups = torch.tensor(self._groups(keys), device=gramians.device)
+        return gramians.new_zeros(int(groups.max()) + 1, *gramians.shape[1:]).index_add_(0, groups, gramians)
 
     def close(self) -> None:
         """Back to ordinary gradients."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core.adapter import Adapter
+from lorachord.core.context import Context
 from lorachord.tuner.layer import LorachordLinear
 
 
@@ -78,15 +79,33 @@ class TaskGradients(ABC):
 
 @final
 class OnePass(TaskGradients):
-    """From mixed batches, by zero leaves with a task axis."""
+    """From mixed batches, by zero leaves with a task axis.
 
-    def __init__(self, model: nn.Module, num_tasks: int) -> None:
+    Args:
+        model, num_tasks: as in `TaskGradients`.
+        halves: collect the gradients of two halves of each task's samples, on an axis of 2 T.
+
+    Attributes:
+        sizes_S: with `halves`, how many samples each half has had since the last time.
+    """
+
+    def __init__(self, model: nn.Module, num_tasks: int, *, halves: bool = False) -> None:
         super().__init__(model, num_tasks)
         for adapter in self.adapters.values():
-            adapter.attach_probes(num_tasks)
+            adapter.attach_probes(num_tasks, halves=halves)
+        self.sizes_S = torch.zeros(2 * num_tasks)
+        first = next(iter(self.adapters.values()))
+        self._counting = first.register_forward_pre_hook(self._count) if halves else None
+
+    def _count(self, adapter: nn.Module, inputs: tuple[Tensor, Tensor, Context]) -> None:
+        ctx = inputs[2]
+        if adapter.training and ctx.recording:
+            for half, start, stop in ctx.half_runs or ():
+                self.sizes_S[half] += stop - start
 
     def collect(self) -> dict[tuple[str, str], Tensor]:
         found: dict[tuple[str, str], Tensor] = {}
+        self.sizes_S = torch.zeros_like(self.sizes_S)
         for layer, adapter in self.adapters.items():
             probes = adapter.probes
             assert probes is not None, "the probes were detached"
@@ -117,6 +136,8 @@ class OnePass(TaskGradients):
         return torch.stack(pulled)
 
     def close(self) -> None:
+        if self._counting is not None:
+            self._counting.remove()
         for adapter in self.adapters.values():
             adapter.detach_probes()
 

@@ -46,27 +46,34 @@ def predict(
     """
     was_training = model.training
     model.eval()
-    records: list[Record] = []
+    rows = [{**examples[row], "task": index} for row in range(len(examples))]
+    # Texts of like length together: less padding. The records come in the order of the examples.
+    order = sorted(range(len(rows)), key=lambda row: _length(rows[row]), reverse=True)
+    records: dict[int, Record] = {}
     try:
         with torch.no_grad(), on_task(model, index):
-            for start in range(0, len(examples), batch_size):
-                rows = range(start, min(start + batch_size, len(examples)))
-                some: list[Example] = [{**examples[row], "task": index} for row in rows]
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                some: list[Example] = [rows[row] for row in chosen]
                 made = (
                     _encode(model, batches, some, index)
                     if isinstance(batches, EncoderBatches)
                     else _decode(model, batches, some, index, max_new_tokens)
                 )
-                for example, record in zip(some, made, strict=True):
-                    records.append({"idx": example["idx"], "label": example["label"], **record})
+                for row, example, record in zip(chosen, some, made, strict=True):
+                    records[row] = {"idx": example["idx"], "label": example["label"], **record}
     finally:
         model.train(was_training)
-    return records
+    return [records[row] for row in range(len(rows))]
 
 
 def score_records(task: Task, records: Sequence[Record], key: str = "prediction") -> float:
     """The task's metric of saved records."""
     return score(task.metric, [record[key] for record in records], [record["label"] for record in records])
+
+
+def _length(example: Example) -> int:
+    return len(example["first"]) + len(example["second"]) + max(map(len, example.get("choices", [""])))
 
 
 def _encode(model: nn.Module, batches: EncoderBatches, some: list[Example], index: int) -> Iterator[Record]:
