@@ -20,10 +20,12 @@ penalties made of weights keep their plain gradients, and what belongs to one ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lorachord.core.words import suggest
@@ -145,11 +147,14 @@ class Surgeon:
     def operate(self) -> Operation:
         """Write the factors' `.grad` from the task gradients collected since the last time.
 
-        What was in their `.grad` stays and is added to: penalties made of weights.
+        What was in their `.grad` stays and is added to: penalties made of weights. On several ranks the gradients are
+        averaged first, and the result is the same on all.
         """
         with torch.enable_grad():
             sizes_S = self.gradients.sizes_S if isinstance(self.gradients, OnePass) else None
             found = self.gradients.collect()
+        if dist.is_initialized():
+            found, sizes_S = _over_ranks(found, sizes_S)
         keys = tuple(found)
         gramians_NTT = torch.stack([_gramian(gradients) for gradients in found.values()])
         if self.rule.needs_halves:
@@ -194,6 +199,23 @@ class Surgeon:
     def close(self) -> None:
         """Back to ordinary gradients."""
         self.gradients.close()
+
+
+def _over_ranks(
+    found: Mapping[tuple[str, str], Tensor], sizes_S: Tensor | None
+) -> tuple[dict[tuple[str, str], Tensor], Tensor | None]:
+    """The mean of the gradients over the ranks, as a data-parallel reducer takes it, in one exchange; the sum of sizes.
+
+    The rule then sees the same on every rank, and does the same.
+    """
+    flat = torch.cat([gradients.flatten() for gradients in found.values()])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradients.numel() for gradients in found.values()])
+    if sizes_S is not None:
+        sizes_S = sizes_S.to(flat.device)
+        dist.all_reduce(sizes_S)
+    return {key: part.view_as(old) for (key, old), part in zip(found.items(), parts, strict=True)}, sizes_S
 
 
 def _gramian(gradients: Tensor) -> Tensor:

@@ -76,3 +76,15 @@ def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> di
         own = task_A == index
         losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
     return losses
+
+
+def encoder_counts(num_rows: Sequence[int], tasks_B: Tensor, num_tasks: int) -> Tensor:
+    """What each task's mean in `encoder_losses` is over: its examples, (T,)."""
+    starts = [0, *accumulate(num_rows)][:-1]
+    return torch.bincount(tasks_B[starts], minlength=num_tasks)
+
+
+def decoder_counts(labels_BL: Tensor, tasks_B: Tensor, num_tasks: int) -> Tensor:
+    """What each task's mean in `decoder_losses` is over: its answer tokens, (T,)."""
+    tokens_B = (labels_BL[:, 1:] != IGNORED).sum(1)
+    return tokens_B.new_zeros(num_tasks).index_add_(0, tasks_B, tokens_B)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -19,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
 from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.training.batches import DecoderBatches, EncoderBatches
-from lorachord.training.losses import decoder_losses, encoder_losses
+from lorachord.training.losses import decoder_counts, decoder_losses, encoder_counts, encoder_losses
 from lorachord.training.scoring import Record, predict, score_records
 from lorachord.tuner import on_task, penalty
 
@@ -37,7 +38,8 @@ class MultiTaskMixin:
     """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
 
     The loss of a step is the mean over the tasks that occur in its batch of `weight * mean loss of the task`, plus the
-    adapter's penalties. Weights multiply; they are not normalised.
+    adapter's penalties. Weights multiply; they are not normalised. On several ranks the batch is that of all of them,
+    and the step is what one process would make of it.
 
     Args:
         model: with an adapter; per-task heads, if any, inside.
@@ -75,8 +77,6 @@ class MultiTaskMixin:
         self.batches, self.mixture, self.max_new_tokens = batches, mixture, max_new_tokens
         self.surgeon = surgeon
         self.operation: Operation | None = None
-        if surgeon is not None and args.world_size > 1:
-            raise ValueError("Surgery works in one process so far: train on one, or without surgery.")
         self.tasks = tuple(batches.tasks)
         self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
         self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(self.tasks)
@@ -112,9 +112,27 @@ class MultiTaskMixin:
         if model.training:
             for index, loss in losses.items():
                 self._task_losses.setdefault(index, []).append(loss.detach())
-        terms = [self.task_weights[index] * loss for index, loss in losses.items()]
-        total = torch.stack(terms).mean() + penalty(model)
+        share_T = self._shares(inputs)
+        terms = [self.task_weights[index] * share_T[index] * loss for index, loss in losses.items()]
+        total = torch.stack(terms).sum() + penalty(model)
         return (total, outputs) if return_outputs else total
+
+    def _shares(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What each task's mean counts for: one over the number of tasks in the batch.
+
+        On several ranks the batch is that of all ranks. A task's mean over all its rows is the ranks' means, weighted
+        by their rows; the ranks' gradients will be averaged, which the number of ranks undoes.
+        """
+        num_tasks, tasks_B = len(self.tasks), inputs["tasks"]
+        if isinstance(self.batches, EncoderBatches):
+            count_T = encoder_counts(inputs["num_rows"], tasks_B, num_tasks)
+        else:
+            count_T = decoder_counts(inputs["labels"], tasks_B, num_tasks)
+        total_T, num_ranks = count_T.clone(), 1
+        if dist.is_initialized():
+            num_ranks = dist.get_world_size()
+            dist.all_reduce(total_T)
+        return num_ranks * count_T / total_T.clamp_min(1) / (total_T > 0).sum()
 
     def training_step(self, *args: Any, **keywords: Any) -> Tensor:
         """Forward and backward; at the end of an accumulation window, the operation on what they have left."""

@@ -1,0 +1,72 @@
+"""Run as a script, on one rank or by torchrun on several: trains a tiny model, and the first rank saves what it became.
+
+train_on_ranks.py OUT METHOD RULE
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from transformers import TrainingArguments
+
+import lorachord as lc
+from lorachord.data.mixture import TaskMixture
+from lorachord.data.sources import from_rows
+from lorachord.surgery.surgeon import Surgeon
+from lorachord.training.batches import EncoderBatches
+from lorachord.training.trainer import MultiTaskTrainer
+from tests.tiny_data import own, rows, task_of, tokenizer
+from tests.tiny_models import perturb, tiny
+
+TASKS = tuple(task_of(fields) for fields in own("colour", "size", "number", "choice"))
+BATCH = 6
+"""Rows of a global batch of four tasks: some tasks are absent from a batch, and more from a rank's share of it."""
+
+
+def main(out: str, method: str, rule: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
+    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], r=4)
+    perturb(model, 0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    args = TrainingArguments(
+        output_dir=out,
+        max_steps=4,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        gradient_accumulation_steps=2,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    parts = [from_rows(task, {"train": rows(task, 80, 1)}) for task in TASKS]
+    sizes = [len(part.train) for part in parts]
+    trainer = MultiTaskTrainer(
+        model,
+        args,
+        batches=EncoderBatches(tokenizer(), TASKS),
+        train_data=[part.train for part in parts],
+        eval_data=[part.val for part in parts],
+        mixture=TaskMixture(sizes, batch_size=BATCH, rank=args.process_index, world_size=args.world_size),
+        surgeon=None if rule == "none" else Surgeon(model, rule),
+    )
+    trainer.train()
+    found = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    if dist.is_initialized():
+        for name, value in found.items():
+            copies = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+            dist.all_gather(copies, value)
+            assert all(torch.equal(copy, copies[0]) for copy in copies), f"{name} differs between ranks"
+    if args.process_index == 0:
+        save_file({name: value.clone() for name, value in found.items()}, Path(out) / "trained.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
