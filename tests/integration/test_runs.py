@@ -546,3 +546,17 @@ def test_a_recipe_can_ask_for_surgery(
     run = train(made, tmp_path / "run", data_dir=task_files)
     logged = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged if "surgery_moved" in entry] == [1, 2, 4]
+
+
+def test_a_run_with_surgery_goes_on_with_the_orders_that_it_would_have_drawn(
+    tiny_bert: Path, task_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("colour", "size", "number")
+    made = recipe(tiny_bert, *names, surgery={"rule": "ortho_lora"}, training={"max_steps": 6, "save_every": 3})
+    whole = train(made, tmp_path / "whole", data_dir=task_files).path
+    interrupt(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, tmp_path / "cut", data_dir=task_files)
+    monkeypatch.undo()
+    train(made, tmp_path / "cut", data_dir=task_files, resume=True)
+    assert same(tmp_path / "cut", whole)

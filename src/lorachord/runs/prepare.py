@@ -93,6 +93,21 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
     for name in recipe.training.report_to:
         if name not in available:
             raise ValueError(f"training.report_to: {name!r} is not installed or not known. {suggest(name, available)}")
+    _check_method(recipe, names)
+    if recipe.model.kind == "encoder":
+        written = [task.name for task in tasks if task.kind == "generation"]
+        if written:
+            raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
+        if recipe.model.heads == "shared" and len({task.num_outputs for task in tasks}) > 1:
+            widths = ", ".join(f"{task.name} {task.num_outputs}" for task in tasks)
+            raise ValueError(f"One shared head needs tasks of one width, and these differ: {widths}. Use per_task.")
+    try:
+        resolve(recipe.model.name, recipe.model.gguf_file)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"model: {error}") from error
+
+
+def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
     options = {key: value for key, value in recipe.method.items() if key != "name"}
     method = recipe.method["name"]
     try:
@@ -113,17 +128,6 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
             raise ValueError(f"surgery: {error}") from None
         if method in BASELINES:
             raise ValueError(f"surgery: {method} hands out no gradients of tasks; take the method `lora` instead.")
-    if recipe.model.kind == "encoder":
-        written = [task.name for task in tasks if task.kind == "generation"]
-        if written:
-            raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
-        if recipe.model.heads == "shared" and len({task.num_outputs for task in tasks}) > 1:
-            widths = ", ".join(f"{task.name} {task.num_outputs}" for task in tasks)
-            raise ValueError(f"One shared head needs tasks of one width, and these differ: {widths}. Use per_task.")
-    try:
-        resolve(recipe.model.name, recipe.model.gguf_file)
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(f"model: {error}") from error
 
 
 def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None) -> TaskSet:

@@ -114,9 +114,43 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
 def _train_jointly(
     folder: RunFolder, data: TaskSet, model: PeftModel, batches: EncoderBatches | DecoderBatches
 ) -> RunFolder:
-    recipe = folder.recipe
+    recipe, evaluation = folder.recipe, folder.recipe.evaluation
     checkpoints = folder.path / "checkpoints"
-    args = training_arguments(recipe, checkpoints)
+    trainer = _trainer(folder, data, model, batches)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last is not None:
+        logger.info("going on from %s", last)
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.monotonic() - began
+
+    if trainer.is_world_process_zero():
+        model.save_pretrained(str(folder.path / "adapter"))
+    metrics: dict[str, Any] = {}
+    for split in REPORTED:
+        records = trainer.predict_tasks(data.split(split, evaluation.max_rows, recipe.tasks.seed))
+        metrics[split] = save_scored(
+            folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
+        )
+    metrics["training"] = {
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        "rows": {part.task.name: len(part.train) for part in data.data},
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    if trainer.is_world_process_zero():
+        folder.write_json("metrics.json", metrics)
+        # What the best checkpoint was, and what to resume from, is of no use to a finished run.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    ranks().wait_for_everyone()
+    return folder
+
+
+def _trainer(
+    folder: RunFolder, data: TaskSet, model: PeftModel, batches: EncoderBatches | DecoderBatches
+) -> MultiTaskTrainer:
+    recipe = folder.recipe
+    args = training_arguments(recipe, folder.path / "checkpoints")
     evaluation = recipe.evaluation
     surgeon = None
     if recipe.surgery is not None and len(data.tasks) > 1:
@@ -142,30 +176,4 @@ def _train_jointly(
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last is not None:
-        logger.info("going on from %s", last)
-    began = time.monotonic()
-    trainer.train(resume_from_checkpoint=last)
-    seconds = time.monotonic() - began
-
-    if trainer.is_world_process_zero():
-        model.save_pretrained(str(folder.path / "adapter"))
-    metrics: dict[str, Any] = {}
-    for split in REPORTED:
-        records = trainer.predict_tasks(data.split(split, evaluation.max_rows, recipe.tasks.seed))
-        metrics[split] = save_scored(
-            folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
-        )
-    metrics["training"] = {
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        "rows": {part.task.name: len(part.train) for part in data.data},
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
-    if trainer.is_world_process_zero():
-        # What the best checkpoint was, and what to resume from, is of no use to a finished run.
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        folder.write_json("metrics.json", metrics)
-    ranks().wait_for_everyone()
-    return folder
+    return trainer

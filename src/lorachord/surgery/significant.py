@@ -36,6 +36,8 @@ MIN_STEPS = 8.0
 class Significant(Rule):
     """Ortho-LoRA's projection for significant conflicts alone.
 
+    What it remembers is not part of a checkpoint: a resumed run observes some steps before it projects again.
+
     Args:
         level: the chance that a step projects anything although nothing conflicts. Default .05.
         memory: share of the past that is kept from step to step; .95 remembers about 39 steps. Default .95.

@@ -144,11 +144,15 @@ class Surgeon:
             self.gradients = COLLECTORS[collect](model, num_tasks)
 
     @torch.no_grad()
-    def operate(self) -> Operation:
+    def operate(self, step: int | None = None) -> Operation:
         """Write the factors' `.grad` from the task gradients collected since the last time.
 
         What was in their `.grad` stays and is added to: penalties made of weights. On several ranks the gradients are
         averaged first, and the result is the same on all.
+
+        Args:
+            step: of the optimiser, from 0, which random orders depend on: give it where runs are resumed. Default: how
+                often this surgeon has operated.
         """
         with torch.enable_grad():
             sizes_S = self.gradients.sizes_S if isinstance(self.gradients, OnePass) else None
@@ -167,7 +171,7 @@ class Surgeon:
             present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
         everyone = len(present) == gramians_NTT.shape[-1]
         gramians_NTT = gramians_NTT if everyone else gramians_NTT[:, present][:, :, present]
-        weights_NT = self._weights(keys, gramians_NTT)
+        weights_NT = self._weights(keys, gramians_NTT, self.num_operations if step is None else step)
         weights_NS = weights_NT.repeat_interleave(2, dim=1) if self.rule.needs_halves else weights_NT
         for (key, gradients), weights_S in zip(found.items(), weights_NS, strict=True):
             parameter = self.gradients.parameters[key]
@@ -178,11 +182,11 @@ class Surgeon:
         self.num_operations += 1
         return Operation(keys, tuple(present.tolist()), gramians_NTT, weights_NT)
 
-    def _weights(self, keys: tuple[tuple[str, str], ...], gramians_NTT: Tensor) -> Tensor:
+    def _weights(self, keys: tuple[tuple[str, str], ...], gramians_NTT: Tensor, step: int) -> Tensor:
         if gramians_NTT.shape[-1] == 0:
             # No task has a gradient: all factors are behind zeros, as MultiLoRA's are behind its scales at the start.
             return gramians_NTT.sum(-1)
-        weights = self.rule.weights(self._grouped(keys, gramians_NTT), self.num_operations)
+        weights = self.rule.weights(self._grouped(keys, gramians_NTT), step)
         return weights[self._groups(keys)]
 
     def _groups(self, keys: tuple[tuple[str, str], ...]) -> list[int]:

@@ -139,7 +139,7 @@ class MultiTaskMixin:
         loss: Tensor = super().training_step(*args, **keywords)  # type: ignore[misc]
         trainer: Any = self
         if self.surgeon is not None and trainer.accelerator.sync_gradients:
-            self.operation = self.surgeon.operate()
+            self.operation = self.surgeon.operate(trainer.state.global_step)
         return loss
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
