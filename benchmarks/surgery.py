@@ -185,7 +185,7 @@ def benchmark(bench: Bench, options: Options) -> Iterator[Result]:
     probed = saved_bytes_of(model, lambda: bench.losses_by_task(model))
     yield Result("saved: one_pass / joint", probed / plain, bound=1.15)
     leaves = [
-        leaf for a in surgeon.gradients.adapters.values() if a.probes for leaf in (a.probes.down_TRD, a.probes.up_TOS)
+        leaf for a in surgeon.gradients.adapters.values() if a.probes for leaf in (a.probes.inner_TXD, a.probes.up_TOS)
     ]
     yield Result("buffer with a task axis", 2 * sum(leaf.nbytes for leaf in leaves) / 2**20, unit="MiB")
 

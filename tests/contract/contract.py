@@ -92,6 +92,8 @@ class MethodContract:
         adapter = make_layer(case).eval()
         rank = len(adapter.down_weight())
         x = torch.randn(4, 5, 10, dtype=torch.float64)
+        if adapter.router_weight() is not None:
+            x = x @ adapter.router_weight().T
         one, two = torch.randn(2, 4, 5, rank, dtype=torch.float64)
         ctx = Context.of_tasks(MIXED)
         both = adapter.core(2 * one - 3 * two, x, ctx)
@@ -115,17 +117,20 @@ class MethodContract:
         cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
         out = torch.zeros(4, 5, 7, dtype=torch.float64)
 
-        # Of the effective factors, by one backward per task, with the hooks' results as leaves.
-        down, up = adapter.down_weight().detach(), adapter.up_weight().detach()
-        expected_down, expected_up = [], []
+        # Of the effective factors and the router, by one backward per task, with the hooks' results as leaves.
+        hooks = ["down_weight", "up_weight", *(["router_weight"] if adapter.router_weight() is not None else [])]
+        values = {hook: getattr(adapter, hook)().detach() for hook in hooks}
+        expected = {hook: [] for hook in hooks}
         for task in range(len(TASKS)):
-            leaves = down.clone().requires_grad_(), up.clone().requires_grad_()
-            adapter.down_weight, adapter.up_weight = (lambda: leaves[0]), (lambda: leaves[1])  # noqa: B023
+            leaves = {hook: value.clone().requires_grad_() for hook, value in values.items()}
+            for hook, leaf in leaves.items():
+                setattr(adapter, hook, lambda leaf=leaf: leaf)
             chosen = torch.tensor([index == task for index in order]).view(4, 1, 1)
             (adapter(x, out, Context.of_tasks(order)) * cotangent * chosen).sum().backward()
-            expected_down.append(leaves[0].grad)
-            expected_up.append(leaves[1].grad)
-        del adapter.down_weight, adapter.up_weight
+            for hook, leaf in leaves.items():
+                expected[hook].append(leaf.grad)
+        for hook in hooks:
+            delattr(adapter, hook)
         adapter.zero_grad()
 
         plain = adapter(x, out, Context.of_tasks(order))
@@ -133,8 +138,9 @@ class MethodContract:
         probed = adapter(x, out, Context.of_tasks(order))
         assert torch.equal(probed, plain)
         (probed * cotangent).sum().backward()
-        torch.testing.assert_close(probes.down_TRD.grad, torch.stack(expected_down), rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(probes.up_TOS.grad, torch.stack(expected_up), rtol=1e-10, atol=1e-10)
+        inner = torch.cat([torch.stack(expected[hook]) for hook in hooks if hook != "up_weight"], dim=1)
+        torch.testing.assert_close(probes.inner_TXD.grad, inner, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(probes.up_TOS.grad, torch.stack(expected["up_weight"]), rtol=1e-10, atol=1e-10)
         assert adapter.down.grad is None
         assert adapter.up.grad is None
 

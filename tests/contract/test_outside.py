@@ -46,7 +46,7 @@ class Outside(lc.Adapter):
         super().reset()
         nn.init.constant_(self.gain, self.config.start)
 
-    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: lc.Context) -> Tensor:
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: lc.Context) -> Tensor:
         return h_BLR * F.softplus(self.gain).to(h_BLR.dtype)
 
 

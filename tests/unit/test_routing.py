@@ -23,12 +23,16 @@ def rows() -> Tensor:
     return torch.randn(3, 5, 6, dtype=torch.float64)
 
 
+def mix(router: Router, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+    return router.mix(h, x @ router.weight.T, ctx)
+
+
 @pytest.mark.parametrize("top_k", [None, 2, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> None:
     router, x = make_router(top_k), rows()
     mask = torch.rand(3, 5) > 0.3 if masked else None
-    router.mix(ONE, x, Context(token_mask_BL=mask))
+    mix(router, ONE, x, Context(token_mask_BL=mask))
     flat_x, flat = x.reshape(15, 6), None if mask is None else mask.reshape(15)
     weight = router.weight
     naive = (
@@ -55,21 +59,21 @@ def test_a_mask_of_other_rows_is_ignored() -> None:
     router, x = make_router(2), rows()
     losses = []
     for mask in (None, torch.zeros(3, 9, dtype=torch.bool)):
-        router.mix(ONE, x, Context(token_mask_BL=mask))
+        mix(router, ONE, x, Context(token_mask_BL=mask))
         losses.append(router.penalty())
     assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_gates_sum_to_1_and_top_k_keeps_k(top_k: int | None) -> None:
-    gates = make_router(top_k).mix(ONE, rows(), NO_CONTEXT)
+    gates = mix(make_router(top_k), ONE, rows(), NO_CONTEXT)
     torch.testing.assert_close(gates.sum(-1), ONE[..., 0])
     assert set((gates > 0).sum(-1).unique().tolist()) == {top_k or 4}
 
 
 def test_an_expert_that_no_row_chose_gets_a_gradient_of_exactly_zero() -> None:
     router = make_router(2, balance=0.0)
-    gates = router.mix(ONE, rows()[:, :1].expand(3, 5, 6), NO_CONTEXT)
+    gates = mix(router, ONE, rows()[:, :1].expand(3, 5, 6), NO_CONTEXT)
     (gates * torch.randn_like(gates)).sum().backward()
     unused = (gates == 0).flatten(0, 1).all(0)
     assert unused.any()
@@ -89,7 +93,7 @@ def test_has_the_derivatives_of_its_formula(top_k: int | None, balance: float, r
         probe = copy.deepcopy(router)
         del probe.weight
         probe.weight = weight
-        mixed, loss = probe.mix(h, x, NO_CONTEXT), probe.penalty()
+        mixed, loss = mix(probe, h, x, NO_CONTEXT), probe.penalty()
         return (mixed,) if loss is None else (mixed, loss)
 
     assert gradcheck(function, (h, x, router.weight))
@@ -98,13 +102,13 @@ def test_has_the_derivatives_of_its_formula(top_k: int | None, balance: float, r
 def test_nothing_is_recorded_in_eval_in_a_recompute_or_at_weight_0() -> None:
     x = rows()
     router = make_router(2)
-    router.mix(ONE, x, NO_CONTEXT)
+    mix(router, ONE, x, NO_CONTEXT)
     first = router.recorded
     assert first is not None
-    router.mix(ONE, rows(), Context(recording=False))
+    mix(router, ONE, rows(), Context(recording=False))
     assert router.recorded is first
-    router.eval().mix(ONE, x, NO_CONTEXT)
+    mix(router.eval(), ONE, x, NO_CONTEXT)
     assert router.penalty() is None
     unweighted = make_router(2, balance=0.0)
-    unweighted.mix(ONE, x, NO_CONTEXT)
+    mix(unweighted, ONE, x, NO_CONTEXT)
     assert unweighted.penalty() is None

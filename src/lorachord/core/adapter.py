@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lorachord.core import init
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
-from lorachord.core.lowrank import Probes, Runs, rows_linear
+from lorachord.core.lowrank import Probes, Runs, inner_products, rows_linear
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
 
@@ -93,12 +93,17 @@ class Adapter(nn.Module, ABC):
         """B' (O, S), a pure function of the parameters. Default: `up`."""
         return self.up
 
-    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
+    def router_weight(self) -> Tensor | None:
+        """W (E, D) of a linear router on the layer's raw input, which shares one product with A'. Default: None."""
+        return None
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         """The mixing between the factors: (B, L, S), linear in `h`. Default: the identity.
 
         Args:
             h_BLR: `A' drop(x)`, in the dtype to compute in; may be non-contiguous.
-            x_BLD: the layer's raw input, for routers; None when the core's matrix is read off (not for INPUT methods).
+            x_BLX: what an INPUT method looks at: the layer's raw input (B, L, D), or, of a method with a
+                `router_weight`, the router's logits `W x` (B, L, E). None when the core's matrix is read off.
             ctx: tasks and masks of this pass; a TASK method always finds `task_ids_B` set, with B or 1 entries.
         """
         return h_BLR
@@ -128,18 +133,17 @@ class Adapter(nn.Module, ABC):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x = x.to(dtype)
-        dropping = self.training and self.config.dropout > 0
-        dropped = F.dropout(x, self.config.dropout) if dropping else x
         # Where nothing is differentiated, nothing is collected.
         probes = self.probes if torch.is_grad_enabled() else None
-        down_TRD, up_TOS = (probes.down_TRD, probes.up_TOS) if probes else (None, None)
+        inner_TXD, up_TOS = (probes.inner_TXD, probes.up_TOS) if probes else (None, None)
         runs = self._row_runs(ctx, x, probes.halves) if probes else None
 
-        h = rows_linear(dropped, self.down_weight().to(dtype), probe_TOI=down_TRD, row_runs=runs)
+        dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
+        h, seen = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
         if type(self).core is not Adapter.core:
             num_samples = ctx.num_samples or (len(x) if x.dim() > 2 else 1)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
-            h = self.core(h.view(*batch, h.shape[-1]), x.reshape(*batch, x.shape[-1]), ctx)
+            h = self.core(h.reshape(*batch, h.shape[-1]), seen.reshape(*batch, seen.shape[-1]), ctx)
             h = h.reshape(*x.shape[:-1], h.shape[-1])
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
@@ -231,11 +235,13 @@ class Adapter(nn.Module, ABC):
             halves: collect those of two halves of each task's samples apart, on an axis of 2 T.
         """
         places = 2 * num_tasks if halves else num_tasks
-        down_TRD, up_TOS = (
-            torch.zeros(places, *weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
-            for weight in (self.down_weight(), self.up_weight())
+        down_RD, router_ED = self.down_weight(), self.router_weight()
+        num_inner = len(down_RD) + (0 if router_ED is None else len(router_ED))
+        inner_TXD, up_TOS = (
+            torch.zeros(places, *shape, dtype=down_RD.dtype, device=down_RD.device, requires_grad=True)
+            for shape in ((num_inner, self.layer.d_in), self.up_weight().shape)
         )
-        self.probes = Probes(down_TRD, up_TOS, halves)
+        self.probes = Probes(inner_TXD, up_TOS, halves)
         return self.probes
 
     @final

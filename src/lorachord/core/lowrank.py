@@ -30,11 +30,12 @@ class Probes:
     """The zero leaves of one low-rank update.
 
     Attributes:
-        down_TRD, up_TOS: zeros with `requires_grad`, for its two factors.
+        inner_TXD: zeros with `requires_grad` for A' and, below it, the weight of the router, if there is one.
+        up_TOS: the same for B'.
         halves: whether each task has two places, 2 t and 2 t + 1, for two halves of its samples.
     """
 
-    down_TRD: Tensor
+    inner_TXD: Tensor
     up_TOS: Tensor
     halves: bool = False
 
@@ -142,3 +143,34 @@ def rows_linear(
         probe_TOI = probe_TOI.to(weight_OI.dtype)
     result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs)
     return result
+
+
+def inner_products(
+    dropped: Tensor,
+    x: Tensor,
+    down_RD: Tensor,
+    router_ED: Tensor | None,
+    probe_TXD: Tensor | None,
+    row_runs: Runs | None,
+) -> tuple[Tensor, Tensor]:
+    """`A' drop(x)` (..., R), and the router's logits `W x` (..., E), or x itself where there is no router.
+
+    Args:
+        dropped: (..., D), `drop(x)`; the same object as `x` where nothing is dropped: then both are one product.
+        x: (..., D), in the dtype to compute in.
+        down_RD, router_ED: A' and W.
+        probe_TXD, row_runs: as in `rows_linear`, for A' with W below it.
+    """
+    down_RD = down_RD.to(x.dtype)
+    if router_ED is None:
+        return rows_linear(dropped, down_RD, probe_TOI=probe_TXD, row_runs=row_runs), x
+    router_ED = router_ED.to(x.dtype)
+    sizes = [len(down_RD), len(router_ED)]
+    if dropped is x:
+        both = rows_linear(x, torch.cat([down_RD, router_ED]), probe_TOI=probe_TXD, row_runs=row_runs)
+        h, logits = both.split(sizes, dim=-1)
+        return h, logits
+    # The router looks at all of x.
+    down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
+    h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)
+    return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs)

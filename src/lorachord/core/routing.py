@@ -3,9 +3,9 @@
 Shapes: B samples, L rows of one sample, N = B * L rows; D inputs, E experts, K experts chosen per row; R rows of A.
 
 Background. What a router does to a row is a dozen operations on a handful of numbers, so their number is what it costs:
-as autograd's own they took as long as the factors' products. Here they are one autograd function. And they are laid
-out with experts first, (E, N): with 8 experts a softmax, a sum or a product is then several times faster, since the
-loops run over rows.
+as autograd's own they took as long as the factors' products. Here they are one autograd function, and the logits come
+out of the product with A (`Adapter.router_weight`). All is laid out with experts first, (E, N): with 8 experts a
+softmax, a sum or a product is then several times faster, since the loops run over rows.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Router(nn.Module):
         init.kaiming_uniform_(self.weight, fan_in=self.weight.shape[1])
         self.recorded = None
 
-    def mix(self, h_BLR: Tensor, x_BLD: Tensor, ctx: Context) -> Tensor:
+    def mix(self, h_BLR: Tensor, logits_BLE: Tensor, ctx: Context) -> Tensor:
         """`g (x) h`: (B, L, E R), each expert's gate times h, side by side; the gates in at least float32."""
         balance = self.balance if self.training else 0.0
         mask_BL = ctx.token_mask_BL
-        if mask_BL is not None and mask_BL.numel() != x_BLD.shape[0] * x_BLD.shape[1]:
+        if mask_BL is not None and mask_BL.numel() != logits_BLE.shape[0] * logits_BLE.shape[1]:
             # The layer does not see the rows that the mask speaks of.
             mask_BL = None
         # A recompute makes the loss too, and drops it: it must save the same tensors as the forward did.
         mixed_BLS: Tensor
-        mixed_BLS, loss = _Route.apply(h_BLR, x_BLD, self.weight.to(x_BLD.dtype), self.top_k, balance, mask_BL)
+        mixed_BLS, loss = _Route.apply(h_BLR, logits_BLE, self.top_k, balance, mask_BL)
         if ctx.recording:
             self.recorded = loss
         return mixed_BLS
@@ -90,21 +90,19 @@ def balance_loss(probs_EN: Tensor, chosen_EN: Tensor, mask_N: Tensor | None) -> 
 
 
 class _Route(torch.autograd.Function):
-    """`(g (x) h, balance loss)` with g the gates of `W x`."""
+    """`(g (x) h, balance loss)` with g the gates of the logits."""
 
     @staticmethod
     def forward(
         ctx: Any,
         h_BLR: Tensor,
-        x_BLD: Tensor,
-        weight_ED: Tensor,
+        logits_BLE: Tensor,
         top_k: int | None,
         balance: float,
         mask_BL: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        wide = torch.promote_types(x_BLD.dtype, torch.float32)
-        logits_EN = (weight_ED @ x_BLD.flatten(0, 1).t()).to(wide)
-        probs_EN = gates_EN = torch.softmax(logits_EN, dim=0)
+        wide = torch.promote_types(logits_BLE.dtype, torch.float32)
+        probs_EN = gates_EN = torch.softmax(_rows_last(logits_BLE).to(wide), dim=0)
         loss = slope_EN = None
         if top_k is not None or balance > 0:
             chosen_KN = probs_EN.topk(top_k or 1, dim=0).indices
@@ -115,14 +113,15 @@ class _Route(torch.autograd.Function):
             if balance > 0:
                 loss, slope_EN = balance_loss(probs_EN, chosen_EN, None if mask_BL is None else mask_BL.flatten())
                 loss, slope_EN = balance * loss, balance * slope_EN
-        ctx.save_for_backward(h_BLR, x_BLD, weight_ED, gates_EN, slope_EN)
+        ctx.save_for_backward(h_BLR, gates_EN, slope_EN)
+        ctx.dtype = logits_BLE.dtype
         mixed_ERN = gates_EN.to(h_BLR.dtype).unsqueeze(1) * _rows_last(h_BLR)
-        return mixed_ERN.flatten(0, 1).t().view(*x_BLD.shape[:2], -1), loss
+        return mixed_ERN.flatten(0, 1).t().view(*h_BLR.shape[:2], -1), loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        h_BLR, x_BLD, weight_ED, gates_EN, slope_EN = ctx.saved_tensors
+        h_BLR, gates_EN, slope_EN = ctx.saved_tensors
         h_RN = _rows_last(h_BLR)
         grad_ERN = _rows_last(grad_BLS).unflatten(0, (len(gates_EN), len(h_RN)))
         grad_h = (grad_ERN * gates_EN.to(grad_ERN.dtype).unsqueeze(1)).sum(0).t().view_as(h_BLR)
@@ -131,9 +130,7 @@ class _Route(torch.autograd.Function):
         grad_EN = grad_EN - gates_EN * grad_EN.sum(0)
         if slope_EN is not None:
             grad_EN = torch.addcmul(grad_EN, slope_EN, grad_loss)
-        grad_EN = grad_EN.to(weight_ED.dtype)
-        grad_x = (grad_EN.t() @ weight_ED).view_as(x_BLD) if ctx.needs_input_grad[1] else None
-        return grad_h, grad_x, grad_EN @ x_BLD.flatten(0, 1), None, None, None
+        return grad_h, grad_EN.to(ctx.dtype).t().view(*h_BLR.shape[:2], -1), None, None, None
 
 
 def _rows_last(tensor_BLX: Tensor) -> Tensor:

@@ -55,9 +55,12 @@ class HydraLoRA(Adapter):
         super().reset()
         self.router.reset()
 
-    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
-        assert x_BLD is not None
-        return self.router.mix(h_BLR, x_BLD, ctx)
+    def router_weight(self) -> Tensor:
+        return self.router.weight
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        assert x_BLX is not None
+        return self.router.mix(h_BLR, x_BLX, ctx)
 
     def penalty(self) -> Tensor | None:
         return self.router.penalty()

@@ -67,7 +67,7 @@ class MTLLoRA(Adapter):
             self.transform.copy_(identity.expand_as(self.transform))
         init.kaiming_uniform_(self.mixture, fan_in=self.config.num_ups)
 
-    def core(self, h_BLR: Tensor, x_BLD: Tensor | None, ctx: Context) -> Tensor:
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert ctx.task_ids_B is not None
         wide = torch.promote_types(self.mixture.dtype, torch.float32)
         share_TU = torch.softmax(self.mixture.to(wide) / self.config.temperature, dim=-1)

@@ -109,13 +109,13 @@ class OnePass(TaskGradients):
         for layer, adapter in self.adapters.items():
             probes = adapter.probes
             assert probes is not None, "the probes were detached"
-            for factor, weight, probe in (
-                ("down", adapter.down_weight(), probes.down_TRD),
-                ("up", adapter.up_weight(), probes.up_TOS),
-            ):
-                gradients = torch.zeros_like(probe) if probe.grad is None else probe.grad
-                probe.grad = None
-                found[layer, factor] = self._pulled_back(adapter, factor, weight, gradients)
+            inner_TXD, up_TOS = (_taken(probe) for probe in (probes.inner_TXD, probes.up_TOS))
+            down_RD, router_ED = adapter.down_weight(), adapter.router_weight()
+            if router_ED is not None:
+                inner_TXD, router_TED = inner_TXD.split([len(down_RD), len(router_ED)], dim=1)
+                router_ED.backward(router_TED.sum(0))
+            found[layer, "down"] = self._pulled_back(adapter, "down", down_RD, inner_TXD)
+            found[layer, "up"] = self._pulled_back(adapter, "up", adapter.up_weight(), up_TOS)
         return found
 
     def _pulled_back(self, adapter: Adapter, factor: str, weight: Tensor, gradients: Tensor) -> Tensor:
@@ -140,6 +140,12 @@ class OnePass(TaskGradients):
             self._counting.remove()
         for adapter in self.adapters.values():
             adapter.detach_probes()
+
+
+def _taken(probe: Tensor) -> Tensor:
+    gradients = torch.zeros_like(probe) if probe.grad is None else probe.grad
+    probe.grad = None
+    return gradients
 
 
 @final
