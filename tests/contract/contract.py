@@ -99,6 +99,21 @@ class MethodContract:
         both = adapter.core(2 * one - 3 * two, x, ctx)
         torch.testing.assert_close(both, 2 * adapter.core(one, x, ctx) - 3 * adapter.core(two, x, ctx))
 
+    def test_dropout_drops_the_input_of_a_alone(self, case: Case) -> None:
+        kept = make_layer(case).train()
+        options = {**case.options, "dropout": 0.9999999}
+        dropped = make_layer(Case(case.method, case.reference, options)).train()
+        x, out = torch.randn(4, 5, 10, dtype=torch.float64), torch.randn(4, 5, 7, dtype=torch.float64)
+        ctx = Context.of_tasks(MIXED)
+        torch.manual_seed(3)
+        found = dropped(x, out, ctx)
+        torch.manual_seed(3)
+        # As good as every entry is dropped, and here every one: A sees nothing, and nothing is added.
+        assert not F.dropout(x, 0.9999999).any()
+        torch.testing.assert_close(found, out)
+        assert not torch.allclose(kept(x, out, ctx), out)
+        torch.testing.assert_close(dropped.eval()(x, out, ctx), kept.eval()(x, out, ctx))
+
     def test_the_update_is_the_product_of_its_factors(self, case: Case) -> None:
         adapter = make_layer(case).eval()
         if adapter.mixing is INPUT:

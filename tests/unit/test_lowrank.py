@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from lorachord.core.lowrank import NARROW, rows_linear
+from lorachord.core.lowrank import NARROW, inner_products, rows_linear
 
 
 def rows(*shape: int) -> torch.Tensor:
@@ -35,7 +35,17 @@ def test_leaves_the_output_it_adds_to_as_it_was() -> None:
     assert torch.equal(out, before)
 
 
-@pytest.mark.parametrize("runs", [((0, 0, 4), (2, 4, 6)), ((2, 0, 1), (0, 1, 3), (2, 3, 6))])
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ((0, 0, 4), (2, 4, 6)),
+        ((2, 0, 1), (0, 1, 3), (2, 3, 6)),
+        # As many rows of each: one batched product, of some tasks and in any order.
+        ((2, 0, 3), (0, 3, 6)),
+        # And twice of one.
+        ((0, 0, 2), (2, 2, 4), (0, 4, 6)),
+    ],
+)
 @pytest.mark.parametrize("reentrant", [None, True, False])
 def test_a_probe_gets_the_weight_gradient_of_each_task(runs: Any, reentrant: bool | None) -> None:
     x, weight, cotangent = rows(6, 5), rows(4, 5), torch.randn(6, 4, dtype=torch.float64)
@@ -80,3 +90,38 @@ def test_compiles_without_a_break() -> None:
     expected = torch.autograd.grad(plain.sum(), leaves)
     for found, wanted in zip(torch.autograd.grad(compiled.sum(), leaves), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("width", [3, NARROW + 1])
+def test_a_batched_product_of_all_tasks_is_each_tasks_own(width: int) -> None:
+    x, weight, cotangent = rows(6, width), rows(4, width), torch.randn(6, 4, dtype=torch.float64)
+    probe = torch.zeros(3, 4, width, dtype=torch.float64, requires_grad=True)
+    runs = ((0, 0, 2), (1, 2, 4), (2, 4, 6))
+    (rows_linear(x, weight, scale=0.7, probe_TOI=probe, row_runs=runs) * cotangent).sum().backward()
+    for task, start, stop in runs:
+        torch.testing.assert_close(probe.grad[task], 0.7 * cotangent[start:stop].T @ x[start:stop].detach())
+
+
+@pytest.mark.parametrize("probing", [False, True])
+@pytest.mark.parametrize("dropping", [False, True])
+def test_a_sees_what_is_left_and_the_router_all(dropping: bool, probing: bool) -> None:
+    x, down, router = rows(6, 5), rows(3, 5), rows(4, 5)
+    dropped = x * torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0]) if dropping else x
+    one, other = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    probe = torch.zeros(2, 7, 5, dtype=torch.float64, requires_grad=True) if probing else None
+    runs = ((1, 0, 2), (0, 2, 6)) if probing else None
+    h, logits = inner_products(dropped, x, down, router, probe, runs)
+    torch.testing.assert_close(h, dropped @ down.T)
+    torch.testing.assert_close(logits, x @ router.T)
+    ((h * one).sum() + (logits * other).sum()).backward()
+    down_grad, router_grad = one.T @ dropped.detach(), other.T @ x.detach()
+    if probing:
+        torch.testing.assert_close(probe.grad.sum(0), torch.cat([down_grad, router_grad]))
+        torch.testing.assert_close(probe.grad[1, 3:], other[:2].T @ x[:2].detach())
+        assert down.grad is None
+        assert router.grad is None
+    else:
+        torch.testing.assert_close(down.grad, down_grad)
+        torch.testing.assert_close(router.grad, router_grad)
+    mask = 1 if not dropping else torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0])
+    torch.testing.assert_close(x.grad, (one @ down.detach()) * mask + other @ router.detach())
