@@ -103,6 +103,7 @@ class MethodContract:
         kept = make_layer(case).train()
         options = {**case.options, "dropout": 0.9999999}
         dropped = make_layer(Case(case.method, case.reference, options)).train()
+        dropped.load_state_dict(kept.state_dict())
         x, out = torch.randn(4, 5, 10, dtype=torch.float64), torch.randn(4, 5, 7, dtype=torch.float64)
         ctx = Context.of_tasks(MIXED)
         torch.manual_seed(3)
