@@ -24,6 +24,7 @@ from lorachord.core.registry import all_methods, get_method, register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge
 from lorachord.heads import TaskHeads, add_heads
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.tuner import LorachordConfig, on_task, penalty, target_layers
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "MethodConfig",
     "Mixing",
     "RankConfig",
+    "Surgeon",
     "TaskHeads",
     "add_heads",
     "all_methods",

@@ -4,7 +4,7 @@
 >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 >>> base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
 >>> model = lc.attach(base, "lora", tasks=["cola", "sst2"], r=4)
->>> surgeon = Surgeon(model, rule="ortho_lora")                             # 1: once
+>>> surgeon = lc.Surgeon(model, rule="ortho_lora")                          # 1: once
 >>> ids = torch.arange(12).view(3, 4)
 >>> with lc.on_task(model, ["cola", "sst2", "sst2"]):                       # 2: name the tasks, as ever
 ...     logits = model(input_ids=ids).logits
