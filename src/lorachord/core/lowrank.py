@@ -140,6 +140,8 @@ def rows_linear(
     """
     if probe_TOI is not None:
         assert row_runs is not None, "a probe needs the rows of each task"
+        # The weight gets no gradient, and a data-parallel reducer must not wait for one.
+        weight_OI = weight_OI.detach()
         probe_TOI = probe_TOI.to(weight_OI.dtype)
     result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs)
     return result

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from lorachord.core.words import suggest
 from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.task_grads import MicroBatches, OnePass, TaskGradients
+from lorachord.surgery.task_grads import MicroBatches, OnePass, TaskGradients, adapters_of
 from lorachord.tuner.config import LorachordConfig
 
 GRANULARITIES = ("factor", "role", "global")
@@ -137,6 +137,8 @@ class Surgeon:
         self.rule = check_surgery(rule, granularity=granularity, collect=collect, **options)
         self.granularity, self.num_operations = granularity, 0
         num_tasks = num_tasks if num_tasks is not None else _num_tasks(model)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            _require_plain_factors(model)
         self.gradients: TaskGradients
         if self.rule.needs_halves:
             self.gradients = OnePass(model, num_tasks, halves=True)
@@ -203,6 +205,16 @@ class Surgeon:
     def close(self) -> None:
         """Back to ordinary gradients."""
         self.gradients.close()
+
+
+def _require_plain_factors(model: nn.Module) -> None:
+    """Refuse what several ranks would not agree on: routers and scales, whose gradients come by the leaves too."""
+    for _, adapter in adapters_of(model):
+        if adapter.router_weight() is not None or adapter.up_weight() is not adapter.up:
+            raise ValueError(
+                f"Surgery on several ranks does not reach the routers and scales of {adapter.method} yet: train it in "
+                "one process, or without surgery, or take lora or mtl_lora."
+            )
 
 
 def _over_ranks(

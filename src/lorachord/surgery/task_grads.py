@@ -113,7 +113,9 @@ class OnePass(TaskGradients):
             down_RD, router_ED = adapter.down_weight(), adapter.router_weight()
             if router_ED is not None:
                 inner_TXD, router_TED = inner_TXD.split([len(down_RD), len(router_ED)], dim=1)
-                router_ED.backward(router_TED.sum(0))
+                # Routers take the plain sum.
+                own = router_TED.sum(0).detach()
+                router_ED.grad = own if router_ED.grad is None else router_ED.grad + own
             found[layer, "down"] = self._pulled_back(adapter, "down", down_RD, inner_TXD)
             found[layer, "up"] = self._pulled_back(adapter, "up", adapter.up_weight(), up_TOS)
         return found
