@@ -133,8 +133,9 @@ class MethodContract:
         cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
         out = torch.zeros(4, 5, 7, dtype=torch.float64)
 
-        # Of the effective factors and the router, by one backward per task, with the hooks' results as leaves.
-        hooks = ["down_weight", "up_weight", *(["router_weight"] if adapter.router_weight() is not None else [])]
+        # Of the effective weights, by one backward per task, with the hooks' results as leaves.
+        hooks = ["down_weight", "router_weight", "up_weight", "core_weight"]
+        hooks = [hook for hook in hooks if getattr(adapter, hook)() is not None]
         values = {hook: getattr(adapter, hook)().detach() for hook in hooks}
         expected = {hook: [] for hook in hooks}
         for task in range(len(TASKS)):
@@ -154,9 +155,14 @@ class MethodContract:
         probed = adapter(x, out, Context.of_tasks(order))
         assert torch.equal(probed, plain)
         (probed * cotangent).sum().backward()
-        inner = torch.cat([torch.stack(expected[hook]) for hook in hooks if hook != "up_weight"], dim=1)
+        inner = torch.cat(
+            [torch.stack(expected[hook]) for hook in hooks if hook in ("down_weight", "router_weight")], 1
+        )
         torch.testing.assert_close(probes.inner_TXD.grad, inner, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(probes.up_TOS.grad, torch.stack(expected["up_weight"]), rtol=1e-10, atol=1e-10)
+        if probes.core_TC is not None:
+            core = torch.stack(expected["core_weight"])
+            torch.testing.assert_close(probes.core_TC.grad, core, rtol=1e-10, atol=1e-10)
         assert adapter.down.grad is None
         assert adapter.up.grad is None
 

@@ -46,8 +46,11 @@ class Outside(lc.Adapter):
         super().reset()
         nn.init.constant_(self.gain, self.config.start)
 
+    def core_weight(self) -> Tensor:
+        return F.softplus(self.gain)
+
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: lc.Context) -> Tensor:
-        return h_BLR * F.softplus(self.gain).to(h_BLR.dtype)
+        return h_BLR * self.shared_core(ctx).unsqueeze(1).to(h_BLR.dtype)
 
 
 def reference(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:

@@ -29,7 +29,8 @@ def trained(out: Path, ranks: int, *what: str) -> dict[str, Tensor]:
     [
         ("lora", "ortho_lora"),
         pytest.param("mtl_lora", "none", marks=pytest.mark.slow),
-        pytest.param("lora", "significant", marks=pytest.mark.slow),
+        pytest.param("multilora", "ortho_lora", marks=pytest.mark.slow),
+        pytest.param("hydralora", "significant", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_equal_one_process(method: str, rule: str, tmp_path: Path) -> None:

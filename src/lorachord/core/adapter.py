@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lorachord.core import init
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
-from lorachord.core.lowrank import Probes, Runs, inner_products, rows_linear
+from lorachord.core.lowrank import inner_products, rows_linear
+from lorachord.core.probes import Probes
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
 
@@ -97,6 +98,19 @@ class Adapter(nn.Module, ABC):
         """W (E, D) of a linear router on the layer's raw input, which shares one product with A'. Default: None."""
         return None
 
+    def core_weight(self) -> Tensor | None:
+        """What of the core's parameters all tasks share, in one tensor of any shape (*C). Default: None."""
+        return None
+
+    @final
+    def shared_core(self, ctx: Context) -> Tensor:
+        """`core_weight()` as `core` must use it: (1, *C), or (B, *C) while gradients per task are collected."""
+        weight_C = self.core_weight()
+        assert weight_C is not None, "there is no core_weight"
+        if self.probes is None or not torch.is_grad_enabled():
+            return weight_C.unsqueeze(0)
+        return weight_C.detach() + self.probes.core_of_samples(ctx)
+
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         """The mixing between the factors: (B, L, S), linear in `h`. Default: the identity.
 
@@ -136,7 +150,7 @@ class Adapter(nn.Module, ABC):
         # Where nothing is differentiated, nothing is collected.
         probes = self.probes if torch.is_grad_enabled() else None
         inner_TXD, up_TOS = (probes.inner_TXD, probes.up_TOS) if probes else (None, None)
-        runs = self._row_runs(ctx, x, probes.halves) if probes else None
+        runs = probes.row_runs(ctx, self._num_rows(x)) if probes else None
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         h, seen = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
@@ -217,31 +231,22 @@ class Adapter(nn.Module, ABC):
         return x.numel() // self.layer.d_in
 
     @final
-    def _row_runs(self, ctx: Context, x: Tensor, halves: bool) -> Runs:
-        runs = ctx.half_runs if halves else ctx.runs
-        if runs is None or ctx.num_samples is None:
-            raise ValueError(
-                "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."
-            )
-        rows = self._num_rows(x) // ctx.num_samples
-        return tuple((task, start * rows, stop * rows) for task, start, stop in runs)
-
-    @final
     def attach_probes(self, num_tasks: int, *, halves: bool = False) -> Probes:
-        """From now on collect the factors' gradients per task, in the returned leaves, and not on the factors.
+        """From now on collect gradients per task, in the returned leaves, and not on the parameters.
 
         Args:
             num_tasks: T.
             halves: collect those of two halves of each task's samples apart, on an axis of 2 T.
         """
-        places = 2 * num_tasks if halves else num_tasks
-        down_RD, router_ED = self.down_weight(), self.router_weight()
-        num_inner = len(down_RD) + (0 if router_ED is None else len(router_ED))
-        inner_TXD, up_TOS = (
-            torch.zeros(places, *shape, dtype=down_RD.dtype, device=down_RD.device, requires_grad=True)
-            for shape in ((num_inner, self.layer.d_in), self.up_weight().shape)
-        )
-        self.probes = Probes(inner_TXD, up_TOS, halves)
+        down_RD, router_ED, core_C = self.down_weight(), self.router_weight(), self.core_weight()
+        inner_XD = down_RD if router_ED is None else torch.cat([down_RD, router_ED])
+
+        def zeros(like: Tensor) -> Tensor:
+            shape = (2 * num_tasks if halves else num_tasks, *like.shape)
+            return torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+
+        core_TC = None if core_C is None else zeros(core_C)
+        self.probes = Probes(zeros(inner_XD), zeros(self.up_weight()), core_TC, halves)
         return self.probes
 
     @final

@@ -16,28 +16,12 @@ transposed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Probes:
-    """The zero leaves of one low-rank update.
-
-    Attributes:
-        inner_TXD: zeros with `requires_grad` for A' and, below it, the weight of the router, if there is one.
-        up_TOS: the same for B'.
-        halves: whether each task has two places, 2 t and 2 t + 1, for two halves of its samples.
-    """
-
-    inner_TXD: Tensor
-    up_TOS: Tensor
-    halves: bool = False
 
 
 NARROW = 16

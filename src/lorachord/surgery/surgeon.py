@@ -15,7 +15,7 @@
 (14, 2, 2)
 
 Only the factors A and B of each layer are operated on: routers, matrices between the factors, scales, heads and
-penalties made of weights keep their plain gradients, and what belongs to one task alone has nobody to conflict with.
+penalties made of weights keep their plain sums, and what belongs to one task alone has nobody to conflict with.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from lorachord.core.words import suggest
 from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.task_grads import MicroBatches, OnePass, TaskGradients, adapters_of
+from lorachord.surgery.task_grads import Key, MicroBatches, OnePass, TaskGradients
 from lorachord.tuner.config import LorachordConfig
 
+FACTORS = ("down", "up")
+"""The parameters that are operated on."""
 GRANULARITIES = ("factor", "role", "global")
 COLLECTORS = {"one_pass": OnePass, "micro_batches": MicroBatches}
 
@@ -81,7 +83,7 @@ class Operation:
         weights_NT: what the rule made of them.
     """
 
-    keys: tuple[tuple[str, str], ...]
+    keys: tuple[Key, ...]
     present: tuple[int, ...]
     gramians_NTT: Tensor
     weights_NT: Tensor
@@ -137,8 +139,6 @@ class Surgeon:
         self.rule = check_surgery(rule, granularity=granularity, collect=collect, **options)
         self.granularity, self.num_operations = granularity, 0
         num_tasks = num_tasks if num_tasks is not None else _num_tasks(model)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            _require_plain_factors(model)
         self.gradients: TaskGradients
         if self.rule.needs_halves:
             self.gradients = OnePass(model, num_tasks, halves=True)
@@ -147,9 +147,9 @@ class Surgeon:
 
     @torch.no_grad()
     def operate(self, step: int | None = None) -> Operation:
-        """Write the factors' `.grad` from the task gradients collected since the last time.
+        """Write `.grad` of the shared parameters from the task gradients collected since the last time.
 
-        What was in their `.grad` stays and is added to: penalties made of weights. On several ranks the gradients are
+        What was in `.grad` stays and is added to: penalties made of weights. On several ranks the gradients are
         averaged first, and the result is the same on all.
 
         Args:
@@ -161,8 +161,8 @@ class Surgeon:
             found = self.gradients.collect()
         if dist.is_initialized():
             found, sizes_S = _over_ranks(found, sizes_S)
-        keys = tuple(found)
-        gramians_NTT = torch.stack([_gramian(gradients) for gradients in found.values()])
+        keys = tuple(key for key in found if key[1] in FACTORS)
+        gramians_NTT = torch.stack([_gramian(found[key]) for key in keys])
         if self.rule.needs_halves:
             assert sizes_S is not None
             self.rule.observe(self._grouped(keys, gramians_NTT), sizes_S)
@@ -175,29 +175,32 @@ class Surgeon:
         gramians_NTT = gramians_NTT if everyone else gramians_NTT[:, present][:, :, present]
         weights_NT = self._weights(keys, gramians_NTT, self.num_operations if step is None else step)
         weights_NS = weights_NT.repeat_interleave(2, dim=1) if self.rule.needs_halves else weights_NT
-        for (key, gradients), weights_S in zip(found.items(), weights_NS, strict=True):
+        weights_of = dict(zip(keys, weights_NS, strict=True))
+        for key, gradients in found.items():
             parameter = self.gradients.parameters[key]
-            own = gradients if everyone else gradients[present]
-            # A sum of products, not a matrix product: with weights of 1 it is the sum of the segments to the bit.
-            combined = (own * weights_S.to(own.dtype).view(-1, *[1] * parameter.dim())).sum(0).to(parameter.dtype)
+            if key in weights_of:
+                gradients = gradients if everyone else gradients[present]
+                # A sum of products, not a matrix product: with weights of 1 it is the sum of the segments to the bit.
+                gradients = gradients * weights_of[key].to(gradients.dtype).view(-1, *[1] * parameter.dim())
+            combined = gradients.sum(0).to(parameter.dtype)
             parameter.grad = combined if parameter.grad is None else parameter.grad + combined
         self.num_operations += 1
         return Operation(keys, tuple(present.tolist()), gramians_NTT, weights_NT)
 
-    def _weights(self, keys: tuple[tuple[str, str], ...], gramians_NTT: Tensor, step: int) -> Tensor:
+    def _weights(self, keys: tuple[Key, ...], gramians_NTT: Tensor, step: int) -> Tensor:
         if gramians_NTT.shape[-1] == 0:
             # No task has a gradient: all factors are behind zeros, as MultiLoRA's are behind its scales at the start.
             return gramians_NTT.sum(-1)
         weights = self.rule.weights(self._grouped(keys, gramians_NTT), step)
         return weights[self._groups(keys)]
 
-    def _groups(self, keys: tuple[tuple[str, str], ...]) -> list[int]:
+    def _groups(self, keys: tuple[Key, ...]) -> list[int]:
         """The group of each block, by the granularity."""
         if self.granularity == "factor":
             return list(range(len(keys)))
         return [int(self.granularity == "role" and factor == "up") for _, factor in keys]
 
-    def _grouped(self, keys: tuple[tuple[str, str], ...], gramians: Tensor) -> Tensor:
+    def _grouped(self, keys: tuple[Key, ...], gramians: Tensor) -> Tensor:
         """The Gramians of the groups: the sums of their blocks'."""
         groups = torch.tensor(self._groups(keys), device=gramians.device)
         return gramians.new_zeros(int(groups.max()) + 1, *gramians.shape[1:]).index_add_(0, groups, gramians)
@@ -207,19 +210,7 @@ class Surgeon:
         self.gradients.close()
 
 
-def _require_plain_factors(model: nn.Module) -> None:
-    """Refuse what several ranks would not agree on: routers and scales, whose gradients come by the leaves too."""
-    for _, adapter in adapters_of(model):
-        if adapter.router_weight() is not None or adapter.up_weight() is not adapter.up:
-            raise ValueError(
-                f"Surgery on several ranks does not reach the routers and scales of {adapter.method} yet: train it in "
-                "one process, or without surgery, or take lora or mtl_lora."
-            )
-
-
-def _over_ranks(
-    found: Mapping[tuple[str, str], Tensor], sizes_S: Tensor | None
-) -> tuple[dict[tuple[str, str], Tensor], Tensor | None]:
+def _over_ranks(found: Mapping[Key, Tensor], sizes_S: Tensor | None) -> tuple[dict[Key, Tensor], Tensor | None]:
     """The mean of the gradients over the ranks, as a data-parallel reducer takes it, in one exchange; the sum of sizes.
 
     The rule then sees the same on every rank, and does the same.

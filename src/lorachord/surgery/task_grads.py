@@ -1,9 +1,9 @@
-"""The gradients of T tasks of the factors of an adapter, at the price of one backward pass.
+"""The gradients of T tasks of an adapter's parameters, at the price of one backward pass.
 
 One mixed batch, one forward, one backward: samples of different tasks do not meet inside a layer, so the kernel
 hands out the gradient of each task by its rows (see `core/lowrank.py`). What it hands out is the gradient of an
-*effective* factor, A' or B'; it is pulled back to the parameters by a vector-Jacobian product per task, which is
-nothing where the effective factor is the parameter itself.
+*effective* weight (A', B', a router's, a core's); it is pulled back to the parameters by a vector-Jacobian product per
+task, which is nothing where the effective weight is the parameter itself.
 
 The alternative, for batches of one task: let each add its ordinary gradients to its task's share.
 
@@ -45,28 +45,51 @@ def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
         )
 
 
+Key = tuple[str, str]
+"""A parameter: the name of its layer, and its own name inside the adapter."""
+
+
+def effective_weights(adapter: Adapter) -> dict[str, Tensor]:
+    """What all tasks share of an adapter, as the equation sees it, with its graph: down, router, up, core."""
+    found = {
+        "down": adapter.down_weight(),
+        "router": adapter.router_weight(),
+        "up": adapter.up_weight(),
+        "core": adapter.core_weight(),
+    }
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def shared_parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
+    """The trainable parameters behind the effective weights; the others belong to one task each."""
+    own = {name: parameter for name, parameter in adapter.named_parameters() if parameter.requires_grad}
+    total = torch.stack([weight.sum() for weight in effective_weights(adapter).values()]).sum()
+    reached = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+    return {name: parameter for (name, parameter), grad in zip(own.items(), reached, strict=True) if grad is not None}
+
+
 class TaskGradients(ABC):
-    """Collects the gradients of the factors per task over one accumulation window.
+    """Collects the gradients per task of an adapter's shared parameters over one accumulation window.
 
     Args:
         model: with one active adapter.
         num_tasks: T.
 
     Attributes:
-        parameters: the factors `(layer, "down" or "up") -> parameter`, in a fixed order.
+        shared: the shared parameters of each layer, by name.
+        parameters: all of them by key, in a fixed order.
     """
 
     def __init__(self, model: nn.Module, num_tasks: int) -> None:
         self.num_tasks = num_tasks
         self.adapters = dict(adapters_of(model))
-        self.parameters: dict[tuple[str, str], nn.Parameter] = {
-            (layer, factor): getattr(adapter, factor)
-            for layer, adapter in self.adapters.items()
-            for factor in ("down", "up")
+        self.shared = {layer: shared_parameters(adapter) for layer, adapter in self.adapters.items()}
+        self.parameters: dict[Key, nn.Parameter] = {
+            (layer, name): parameter for layer, own in self.shared.items() for name, parameter in own.items()
         }
 
     @abstractmethod
-    def collect(self) -> dict[tuple[str, str], Tensor]:
+    def collect(self) -> dict[Key, Tensor]:
         """The gradients since the last time, (T, *shape) each, by the keys of `parameters`.
 
         What remains in the parameters' `.grad` is what no task has a share in: penalties made of weights.
@@ -103,39 +126,26 @@ class OnePass(TaskGradients):
             for half, start, stop in ctx.half_runs or ():
                 self.sizes_S[half] += stop - start
 
-    def collect(self) -> dict[tuple[str, str], Tensor]:
-        found: dict[tuple[str, str], Tensor] = {}
+    def collect(self) -> dict[Key, Tensor]:
+        found: dict[Key, Tensor] = {}
         self.sizes_S = torch.zeros_like(self.sizes_S)
         for layer, adapter in self.adapters.items():
-            probes = adapter.probes
-            assert probes is not None, "the probes were detached"
-            inner_TXD, up_TOS = (_taken(probe) for probe in (probes.inner_TXD, probes.up_TOS))
-            down_RD, router_ED = adapter.down_weight(), adapter.router_weight()
-            if router_ED is not None:
-                inner_TXD, router_TED = inner_TXD.split([len(down_RD), len(router_ED)], dim=1)
-                # Routers take the plain sum.
-                own = router_TED.sum(0).detach()
-                router_ED.grad = own if router_ED.grad is None else router_ED.grad + own
-            found[layer, "down"] = self._pulled_back(adapter, "down", down_RD, inner_TXD)
-            found[layer, "up"] = self._pulled_back(adapter, "up", adapter.up_weight(), up_TOS)
+            own, sums, weights = self.shared[layer], dict[str, Tensor](), effective_weights(adapter)
+            for weight, gradients in zip(weights.values(), self._taken(adapter, weights), strict=True):
+                for name, pulled in _pulled_back(weight, gradients, own).items():
+                    sums[name] = sums[name] + pulled if name in sums else pulled
+            found |= {(layer, name): sums[name] for name in own}
         return found
 
-    def _pulled_back(self, adapter: Adapter, factor: str, weight: Tensor, gradients: Tensor) -> Tensor:
-        parameter: nn.Parameter = getattr(adapter, factor)
-        if weight is parameter:
-            return gradients
-        # Parameters beside the factors in it (scales) take the plain sum.
-        others = [other for other in adapter.parameters() if other is not parameter and other.requires_grad]
-        pulled = []
-        for gradient in gradients:
-            own, *rest = torch.autograd.grad(
-                weight, [parameter, *others], gradient, retain_graph=True, allow_unused=True, materialize_grads=False
-            )
-            pulled.append(own)
-            for other, more in zip(others, rest, strict=True):
-                if more is not None:
-                    other.grad = more if other.grad is None else other.grad + more
-        return torch.stack(pulled)
+    def _taken(self, adapter: Adapter, weights: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The gradients that the leaves hold, in the order of the effective weights; the leaves are emptied."""
+        probes = adapter.probes
+        assert probes is not None, "the probes were detached"
+        inner_TXD, up_TOS = _emptied(probes.inner_TXD), _emptied(probes.up_TOS)
+        yield from inner_TXD.split([len(weights[name]) for name in ("down", "router") if name in weights], dim=1)
+        yield up_TOS
+        if probes.core_TC is not None:
+            yield _emptied(probes.core_TC)
 
     def close(self) -> None:
         if self._counting is not None:
@@ -144,10 +154,20 @@ class OnePass(TaskGradients):
             adapter.detach_probes()
 
 
-def _taken(probe: Tensor) -> Tensor:
+def _emptied(probe: Tensor) -> Tensor:
     gradients = torch.zeros_like(probe) if probe.grad is None else probe.grad
     probe.grad = None
     return gradients
+
+
+def _pulled_back(weight: Tensor, gradients: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients (T, *) of an effective weight as those of the parameters that it is made of."""
+    for name, parameter in parameters.items():
+        if weight is parameter:
+            return {name: gradients}
+    # All tasks in one call: an effective weight is made of ordinary operations, which can be batched.
+    pulled = torch.autograd.grad(weight, list(parameters.values()), gradients, allow_unused=True, is_grads_batched=True)
+    return {name: gradient for name, gradient in zip(parameters, pulled, strict=True) if gradient is not None}
 
 
 @final
@@ -158,17 +178,17 @@ class MicroBatches(TaskGradients):
         super().__init__(model, num_tasks)
         self.sums = self._zeros()
 
-    def _zeros(self) -> dict[tuple[str, str], Tensor]:
+    def _zeros(self) -> dict[Key, Tensor]:
         return {key: p.new_zeros(self.num_tasks, *p.shape) for key, p in self.parameters.items()}
 
     def end_of(self, task: int) -> None:
-        """Book what the last backward pass has left in the factors' `.grad` on a task's account."""
+        """Book what the last backward pass has left in the parameters' `.grad` on a task's account."""
         for key, parameter in self.parameters.items():
             if parameter.grad is not None:
                 self.sums[key][task] += parameter.grad
                 parameter.grad = None
 
-    def collect(self) -> dict[tuple[str, str], Tensor]:
+    def collect(self) -> dict[Key, Tensor]:
         found, self.sums = self.sums, self._zeros()
         return found
 

@@ -1,0 +1,56 @@
+"""Zero leaves with a task axis: where an adapter's gradients of each task arrive.
+
+Shapes: T places (tasks, or two halves of each task's samples); X rows of A' and of a router below it; C the entries of
+a core's shared weight; D, O, S, B, N as in `core/adapter.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorachord.core.context import Context
+from lorachord.core.lowrank import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The zero leaves of one adapter, all with `requires_grad`.
+
+    Attributes:
+        inner_TXD: of A' and, below it, the weight of the router, if there is one.
+        up_TOS: of B'.
+        core_TC: of the core's shared weight, in its own shape behind T; None where there is none.
+        halves: whether each task has two places, 2 t and 2 t + 1, for two halves of its samples.
+    """
+
+    inner_TXD: Tensor
+    up_TOS: Tensor
+    core_TC: Tensor | None
+    halves: bool
+
+    def runs(self, ctx: Context) -> Runs:
+        """`(place, first sample, past-the-last sample)` of the samples of a pass.
+
+        Raises:
+            ValueError: no task was named.
+        """
+        runs = ctx.half_runs if self.halves else ctx.runs
+        if runs is None:
+            raise ValueError(
+                "Gradients per task need the task of each sample: wrap the call in lorachord.on_task(...)."
+            )
+        return runs
+
+    def row_runs(self, ctx: Context, num_rows: int) -> Runs:
+        """The same for the rows of a layer."""
+        rows = num_rows // (ctx.num_samples or 1)
+        return tuple((place, start * rows, stop * rows) for place, start, stop in self.runs(ctx))
+
+    def core_of_samples(self, ctx: Context) -> Tensor:
+        """Each sample's share of the core's leaf: (B, *C), zeros."""
+        assert self.core_TC is not None
+        places = [place for place, start, stop in self.runs(ctx) for _ in range(start, stop)]
+        return self.core_TC.index_select(0, torch.tensor(places, device=self.core_TC.device))
