@@ -63,23 +63,12 @@ _KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """What every method can be told.
-
-    Args:
-        dropout: probability of dropping an entry of the input of `A`, in training. Default 0.
-    """
-
-    dropout: float = option(0.0, low=0, below=1)
+class Settings:
+    """Checked options: every field is an `option`."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             self._check(spec.name, getattr(self, spec.name), spec.metadata)
-
-    def values_of(self, name: str) -> tuple[Any, ...]:
-        """The values of one field over the layers: its tuple, or its one value as a tuple."""
-        value = getattr(self, name)
-        return value if isinstance(value, tuple) else (value,)
 
     def _check(self, name: str, value: Any, checks: Mapping[str, Any]) -> None:
         kind, rules, choices, per_layer = (checks[key] for key in ("kind", "rules", "choices", "per_layer"))
@@ -109,6 +98,22 @@ class MethodConfig:
         """Plain data that JSON can hold; `from_dict` takes it back."""
         plain = asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Settings):
+    """What every method can be told.
+
+    Args:
+        dropout: probability of dropping an entry of the input of `A`, in training. Default 0.
+    """
+
+    dropout: float = option(0.0, low=0, below=1)
+
+    def values_of(self, name: str) -> tuple[Any, ...]:
+        """The values of one field over the layers: its tuple, or its one value as a tuple."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,)
 
     def at(self, layer: LayerSpec) -> Self:
         """The config of one layer: every per-layer tuple replaced by that layer's value."""
