@@ -37,6 +37,7 @@ class Adapter(nn.Module, ABC):
         mixing: what `core` may look at.
         parameters_formula: trainable parameters of one layer, in terms of `d_in`, `d_out`, `T` and the config's fields.
         Config: the config class, a frozen keyword-only dataclass.
+        no_decay: parameters that weight decay must not touch: it would pull them back to a start that means "off".
         probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
 
     Args:
@@ -50,6 +51,7 @@ class Adapter(nn.Module, ABC):
     mixing: ClassVar[Mixing]
     parameters_formula: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    no_decay: ClassVar[tuple[str, ...]] = ()
 
     down: nn.Parameter
     up: nn.Parameter

@@ -1,10 +1,11 @@
 """What a core may look at besides its argument.
 
-Shapes: B samples, L rows of one sample, N = B * L rows, T tasks.
+Shapes: B samples, L rows of one sample, N = B * L rows, T tasks, C clusters of prompts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -35,12 +36,23 @@ class Context:
             one run a task. Kept beside the tensor so that a backward pass needs no synchronisation.
         token_mask_BL: True for the tokens that count (not padding); None where all do.
         recording: False in a checkpoint's recompute, in which statistics and penalties must not be taken again.
+        prompt_mask_BL: True for the tokens of the prompt, by which prompt-level methods choose. None where nothing is
+            known of it: all rows of a sample are then its prompt.
+        cosines_BC: cosine of each sample's prompt embedding to the adapter's centroids; None where it has none.
+        kept: in a pass over the prompt, where layers keep what they have read of it, by name; it goes with the pass's
+            cache. None keeps nothing.
+        recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
+            pass; else None.
     """
 
     task_ids_B: Tensor | None = None
     runs: tuple[tuple[int, int, int], ...] | None = None
     token_mask_BL: Tensor | None = None
     recording: bool = True
+    prompt_mask_BL: Tensor | None = None
+    cosines_BC: Tensor | None = None
+    kept: dict[str, Tensor] | None = None
+    recalled: Mapping[str, Tensor] | None = None
 
     @classmethod
     def of_tasks(cls, ids: list[int], device: torch.device | None = None) -> Self:

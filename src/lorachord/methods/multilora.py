@@ -6,7 +6,7 @@ Wang et al., "MultiLoRA: Democratizing LoRA for Better Multi-Task Learning" (arX
 A_i and B_i start Kaiming-uniform and scale_i at 0, so that at step 0 only the scales get a gradient.
 
 Differs from the authors' code, of which no release was at hand: written from the paper. The authors leave weight decay
-open; keep it off `scaling`, which it would pull back to the zero start.
+open; here it never touches `scaling`, which it would pull back to the zero start.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ class MultiLoRA(Adapter):
     method = "multilora"
     paper = "MultiLoRA (arXiv 2311.11501)"
     mixing = Mixing.STATIC
+    no_decay = ("scaling",)
     parameters_formula = "num_loras*(r*(d_in + d_out) + (1 if scaling == 'scalar' else d_out))"
 
     @dataclass(frozen=True, kw_only=True)
