@@ -1,8 +1,9 @@
 """Configuration of a method: frozen dataclasses whose fields carry their own checks.
 
 A field may hold one value, or, where it is declared `per_layer`, a tuple of values that is spread evenly over the
-transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Its
-annotation is that of one value, which is what a layer sees after `at`.
+transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Where it is
+declared `per_module`, it may be a mapping from modules' names to values; modules that it does not name have the default.
+Its annotation is that of one value, which is what a layer sees after `at`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def option(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
     per_layer: bool = False,
+    per_module: bool = False,
+    items: type | None = None,
 ) -> Any:
     """A checked field of a method's config.
 
@@ -37,12 +40,14 @@ def option(
         above, below: exclusive bounds.
         choices: the strings that are allowed.
         per_layer: whether a tuple with one value per group of blocks is accepted.
+        per_module: whether a mapping from modules' names to values is accepted.
+        items: the type of the items of a field whose one value is a tuple; bounds and choices are then theirs.
     """
-    sample = default[0] if isinstance(default, tuple) else default
+    kind = items or type(default[0] if isinstance(default, tuple) else default)
     bounds = {"at least": low, "at most": high, "above": above, "below": below}
     rules = {name: bound for name, bound in bounds.items() if bound is not None}
-    checks = {"kind": type(sample), "rules": rules, "choices": choices, "per_layer": per_layer}
-    return field(default=default, metadata=checks)
+    checks = {"kind": kind, "is_list": items is not None, "rules": rules, "choices": choices}
+    return field(default=default, metadata={**checks, "per_layer": per_layer, "per_module": per_module})
 
 
 def _has_kind(value: Any, kind: type) -> bool:
@@ -62,6 +67,13 @@ _COMPARE: dict[str, Callable[[Any, float], bool]] = {
 _KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
+def _with(new: type, old: type, value: Any) -> Any:
+    """A value, or a mapping of values, with sequences of the new type in place of the old."""
+    if isinstance(value, Mapping):
+        return {key: _with(new, old, single) for key, single in value.items()}
+    return new(value) if isinstance(value, old) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Checked options: every field is an `option`."""
@@ -71,15 +83,21 @@ class Settings:
             self._check(spec.name, getattr(self, spec.name), spec.metadata)
 
     def _check(self, name: str, value: Any, checks: Mapping[str, Any]) -> None:
-        kind, rules, choices, per_layer = (checks[key] for key in ("kind", "rules", "choices", "per_layer"))
-        values = value if isinstance(value, tuple) and per_layer and value else (value,)
-        for single in values:
+        if checks["per_module"] and isinstance(value, Mapping):
+            for module, single in value.items():
+                self._check(f"{name}[{module!r}]", single, {**checks, "per_module": False})
+            return
+        kind, rules, choices, is_list = (checks[key] for key in ("kind", "rules", "choices", "is_list"))
+        several = isinstance(value, tuple) and (is_list or (checks["per_layer"] and value))
+        for single in value if several else (value,):
             fits = _has_kind(single, kind) and all(_COMPARE[rule](single, bound) for rule, bound in rules.items())
-            if fits and (choices is None or single in choices):
+            if fits and (choices is None or single in choices) and (several or not is_list):
                 continue
             expected = f"one of {', '.join(choices)}" if choices else _KIND_NAMES[kind]
             expected += "".join(f", {rule} {bound:g}" for rule, bound in rules.items())
-            expected += ", or a list with one such value per group of layers" if per_layer else ""
+            expected = f"a list of which each is {expected}" if is_list else expected
+            expected += ", or a list with one such value per group of layers" if checks["per_layer"] else ""
+            expected += ", or a mapping of such values by the names of modules" if checks["per_module"] else ""
             raise ValueError(f"{type(self).__qualname__}: {name} = {value!r}, but it must be {expected}.")
 
     @classmethod
@@ -89,15 +107,11 @@ class Settings:
         for key in values:
             if key not in known:
                 raise ValueError(f"{cls.__qualname__} has no option {key!r}. {suggest(key, known)}")
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**plain)
+        return cls(**{key: _with(tuple, list, value) for key, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold; `from_dict` takes it back."""
-        plain = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        return {key: _with(list, tuple, value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +129,22 @@ class MethodConfig(Settings):
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,)
 
+    @property
+    def modules(self) -> set[str]:
+        """The modules that some field has a value of their own for."""
+        values = (getattr(self, spec.name) for spec in fields(self))
+        return {module for value in values if isinstance(value, Mapping) for module in value}
+
     def at(self, layer: LayerSpec) -> Self:
-        """The config of one layer: every per-layer tuple replaced by that layer's value."""
+        """The config of one layer: every per-layer tuple and every mapping replaced by that layer's value."""
         chosen = {}
         for spec in fields(self):
-            values = self.values_of(spec.name)
-            chosen[spec.name] = values[layer.index * len(values) // layer.num_layers]
+            value = getattr(self, spec.name)
+            if isinstance(value, Mapping):
+                chosen[spec.name] = value.get(layer.name, spec.default)
+            elif spec.metadata["per_layer"]:
+                values = self.values_of(spec.name)
+                chosen[spec.name] = values[layer.index * len(values) // layer.num_layers]
         return replace(self, **chosen)
 
 

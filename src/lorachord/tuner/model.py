@@ -46,6 +46,9 @@ class LorachordModel(BaseTuner):
         config = self.peft_config[adapter_name]
         assert isinstance(config, LorachordConfig)
         layers = plan(model, config)
+        names = {layer.name for layer in layers}
+        for module in sorted(config.method_config.modules - names):
+            raise ValueError(f"The options name {module!r}, which is no adapted module. {suggest(module, names)}")
         found = fingerprint(model, layers)
         if config.base_fingerprint is None:
             config.base_fingerprint = found
