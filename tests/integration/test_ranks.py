@@ -4,24 +4,33 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-SCRIPT = Path(__file__).with_name("train_on_ranks.py")
+from lorachord.training.sharded import check_ranks
+
 ROOT = Path(__file__).parents[2]
 
 
-def trained(out: Path, ranks: int, *what: str) -> dict[str, Tensor]:
+def trained(out: Path, ranks: int, script: str, *what: str) -> dict[str, Tensor]:
     out.mkdir()
     launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launch, str(SCRIPT), str(out), *what]
+    command = [sys.executable, *launch, str(Path(__file__).with_name(script)), str(out), *what]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out / "trained.safetensors")
+
+
+def assert_ranks_change_nothing(tmp_path: Path, *what: str) -> None:
+    one, two = (trained(tmp_path / str(ranks), ranks, *what) for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +43,21 @@ def trained(out: Path, ranks: int, *what: str) -> dict[str, Tensor]:
     ],
 )
 def test_two_ranks_equal_one_process(method: str, rule: str, tmp_path: Path) -> None:
-    one, two = (trained(tmp_path / str(ranks), ranks, method, rule) for ranks in (1, 2))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-6)
+    assert_ranks_change_nothing(tmp_path, "train_on_ranks.py", method, rule)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [("mtl_lora", "ortho_lora"), pytest.param("hydralora", "significant", marks=pytest.mark.slow)],
+)
+def test_adapters_over_a_sharded_base_equal_one_process(method: str, rule: str, tmp_path: Path) -> None:
+    assert_ranks_change_nothing(tmp_path, "train_sharded.py", method, rule)
+
+
+def test_launchers_that_hide_the_gradients_are_refused() -> None:
+    deepspeed = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=object()))
+    check_ranks(deepspeed, surgery=False)
+    with pytest.raises(ValueError, match=r"DeepSpeed reduces.*torchrun"):
+        check_ranks(deepspeed, surgery=True)
+    with pytest.raises(ValueError, match="version 2"):
+        check_ranks(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))), surgery=False)
