@@ -73,6 +73,11 @@ class Adapter(nn.Module, ABC):
         options = ", ".join(f"{key}={value}" for key, value in self.config.to_dict().items())
         return f"{self.layer.d_in} -> {self.layer.d_out}, {options}"
 
+    @classmethod
+    def smallest_rank(cls, num_tasks: int) -> int:
+        """The smallest `r` that an adapter for so many tasks can have. Default: 1."""
+        return 1
+
     @abstractmethod
     def build(self) -> None:
         """Create the parameters: at least `down` (R, D) and `up` (O, S)."""

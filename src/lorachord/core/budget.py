@@ -95,11 +95,12 @@ def fit_rank(
         options: the method's other options.
 
     Returns:
-        The nearest rank, from 1 to the narrowest layer's width, with its count; see `Fit.error` for how near it is.
+        The nearest rank, from the smallest that the method can have to the narrowest layer's width, with its count; see
+        `Fit.error` for how near it is.
 
     Raises:
-        ValueError: rank 1 has more than twice the target already (routers and cores alone may exceed it), or there are
-            no layers.
+        ValueError: the smallest rank has more than twice the target already (routers and cores alone may exceed it), or
+            there are no layers.
     """
     if not layers:
         raise ValueError("There are no layers to count.")
@@ -107,11 +108,12 @@ def fit_rank(
     def count_at(r: int) -> Count:
         return count_parameters(method, layers, num_tasks=num_tasks, options={**(options or {}), "r": r})
 
-    low, high = 1, min(min(layer.d_in, layer.d_out) for layer in layers)
+    low = get_method(method).smallest_rank(num_tasks)
+    high = min(min(layer.d_in, layer.d_out) for layer in layers)
     smallest = count_at(low)
     if smallest.total > 2 * target:
         raise ValueError(
-            f"{method} has {smallest.total:,} parameters at rank 1 ({smallest.routers:,} in routers, "
+            f"{method} has {smallest.total:,} parameters at rank {low} ({smallest.routers:,} in routers, "
             f"{smallest.cores:,} in cores), more than twice the {target:,} asked for: take fewer experts or layers, "
             "or a larger budget."
         )
