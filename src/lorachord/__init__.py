@@ -14,6 +14,7 @@ Importing this package registers its adapter type with PEFT.
 'LlamaForCausalLM'
 """
 
+import lorachord.fusion as fusion
 import lorachord.methods as methods
 from lorachord.attach import attach
 from lorachord.core.adapter import Adapter
@@ -23,7 +24,9 @@ from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge
+from lorachord.fusion import TaskVectors, fuse
 from lorachord.heads import TaskHeads, add_heads
+from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.tuner import LorachordConfig, on_task, penalty, target_layers
 
@@ -41,13 +44,17 @@ __all__ = [
     "RankConfig",
     "Surgeon",
     "TaskHeads",
+    "TaskVectors",
     "add_heads",
     "all_methods",
     "attach",
     "count_parameters",
     "export_lora",
     "fit_rank",
+    "fuse",
+    "fusion",
     "get_method",
+    "make_balance",
     "merge",
     "methods",
     "on_task",

@@ -7,6 +7,7 @@
     predictions/SPLIT/    one file a task, one JSON record an example
     metrics.json          scores by split; its presence says that the run is finished
     log.jsonl             what was logged while training, one JSON object a line
+    surgery/              what surgery saw and did, as arrays; see surgery/watch.py
     tensorboard/          event files, if asked for
     checkpoints/          to resume from; removed when the run is finished
 
@@ -26,7 +27,7 @@ from typing import Any
 from lorachord.runs.recipe import Recipe, read_recipe
 
 FILES = ("recipe.yaml", "environment.json", "README.md", "metrics.json", "log.jsonl")
-FOLDERS = ("adapter", "predictions", "tensorboard", "checkpoints")
+FOLDERS = ("adapter", "predictions", "surgery", "tensorboard", "checkpoints")
 """What a run folder holds, which no task can be called."""
 PACKAGES = ("lorachord", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "scipy")
 

@@ -26,6 +26,7 @@ from lorachord.models.load import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
+from lorachord.surgery.balance import check_balance
 from lorachord.surgery.surgeon import check_surgery
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import answers
@@ -57,8 +58,13 @@ class TaskSet:
     @property
     def offsets(self) -> dict[str, float]:
         """The mean training answer of each regression task."""
-        regressions = (part for part in self.data if part.task.kind == "regression")
-        return {part.task.name: statistics.fmean(answers(part.train)) for part in regressions}
+        return {task: mean for task, (mean, _) in self.moments.items()}
+
+    @property
+    def moments(self) -> dict[str, tuple[float, float]]:
+        """Mean and variance of the training answers of each regression task."""
+        numbers = {part.task.name: answers(part.train) for part in self.data if part.task.kind == "regression"}
+        return {task: (statistics.fmean(own), statistics.pvariance(own)) for task, own in numbers.items()}
 
     def split(self, name: str, max_rows: int | None, seed: int) -> list[Any]:
         """One split of every task, at most `max_rows` rows of each.
@@ -94,6 +100,7 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
         if name not in available:
             raise ValueError(f"training.report_to: {name!r} is not installed or not known. {suggest(name, available)}")
     _check_method(recipe, names)
+    _check_balance(recipe, tasks)
     if recipe.model.kind == "encoder":
         written = [task.name for task in tasks if task.kind == "generation"]
         if written:
@@ -128,6 +135,21 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
             raise ValueError(f"surgery: {error}") from None
         if method in BASELINES:
             raise ValueError(f"surgery: {method} hands out no gradients of tasks; take the method `lora` instead.")
+
+
+def _check_balance(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    if recipe.balance is None:
+        return
+    regressions = [task.name for task in tasks if task.kind == "regression"]
+    own_heads = recipe.model.kind == "encoder" and recipe.model.heads == "per_task"
+    try:
+        for option in recipe.balance.keys() & {"tasks", "model", "regressions", "start", "per_task_heads"}:
+            raise ValueError(f"{option} is not for a recipe to say; it follows from the tasks and the model.")
+        check_balance(
+            tasks=[task.name for task in tasks], regressions=regressions, per_task_heads=own_heads, **recipe.balance
+        )
+    except ValueError as error:
+        raise ValueError(f"balance: {error}") from None
 
 
 def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None) -> TaskSet:

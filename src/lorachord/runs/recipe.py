@@ -28,6 +28,8 @@ class Recipe:
         mixture, training, evaluation: see there.
         surgery: what to do with the tasks' gradients, before clipping: `rule` (ortho_lora, ...), `granularity` (factor,
             role, global) and the rule's options; see `surgery/surgeon.py`. Default: none, their plain sum.
+        balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` (running_scale, uncertainty, ...)
+            and the balance's options; see `surgery/balance.py`. Default: none, equally. With one task there is none.
         mode: `joint` (default), or `single`: the same once for each task alone, as a baseline. A single run of
             `max_steps` gives each task its share of them, so that it sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.
@@ -40,6 +42,7 @@ class Recipe:
     training: TrainingPart = field(default_factory=TrainingPart)
     evaluation: EvaluationPart = field(default_factory=EvaluationPart)
     surgery: dict[str, Any] | None = None
+    balance: dict[str, Any] | None = None
     mode: Literal["joint", "single"] = "joint"
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -51,6 +54,9 @@ class Recipe:
                 raise ValueError("surgery needs a rule, as in {rule: ortho_lora, granularity: factor}.")
             if self.mixture.batches == "one_task" and self.training.accumulation == 1:
                 raise ValueError("surgery has nothing to do in batches of one task: set mixture.batches to mixed.")
+
+        if self.balance is not None and not isinstance(self.balance.get("name"), str):
+            raise ValueError("balance needs a name, as in {name: running_scale}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every default written out; `recipe_from` takes it back."""

@@ -21,7 +21,9 @@ from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_model
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
+from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
+from lorachord.surgery.watch import Watch
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
 
@@ -88,7 +90,7 @@ def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
             training = replace(training, max_steps=max(1, round(training.max_steps * own / sum(rows))))
         weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
         tasks = replace(recipe.tasks, only=(task.name,), weights=weights)
-        made[task.name] = replace(recipe, mode="joint", tasks=tasks, training=training)
+        made[task.name] = replace(recipe, mode="joint", tasks=tasks, training=training, balance=None)
     return made
 
 
@@ -155,6 +157,12 @@ def _trainer(
     surgeon = None
     if recipe.surgery is not None and len(data.tasks) > 1:
         surgeon = Surgeon(model, num_tasks=len(data.tasks), **recipe.surgery)
+    names = [task.name for task in data.tasks]
+    balance = None
+    if recipe.balance is not None:
+        moments = data.moments
+        balance = make_balance(tasks=names, model=model, regressions=list(moments), start=moments, **recipe.balance)
+    every, first = recipe.training.log_every, args.process_index == 0
     trainer = MultiTaskTrainer(
         model,
         args,
@@ -165,6 +173,8 @@ def _trainer(
         task_weights=data.weights,
         max_new_tokens=evaluation.max_new_tokens,
         surgeon=surgeon,
+        balance=balance,
+        watch=Watch(folder.path / "surgery", names, every=every, write=first),
         callbacks=[RunLog(folder)],
     )
     trainer.remove_callback(PrinterCallback)

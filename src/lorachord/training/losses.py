@@ -23,7 +23,7 @@ def encoder_losses(
     num_rows: Sequence[int],
     tasks_B: Tensor,
     tasks: Sequence[Task],
-    variances: Mapping[int, float] | None = None,
+    variances: Mapping[int, float | Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """The mean loss of each task that occurs, by its index.
 
@@ -39,13 +39,8 @@ def encoder_losses(
         variances: of the answers of regression tasks, by index. Default: 1.
     """
     starts = [0, *accumulate(num_rows)][:-1]
-    row_tasks = tasks_B.tolist()
-    examples_of: dict[int, list[int]] = {}
-    for example, start in enumerate(starts):
-        examples_of.setdefault(row_tasks[start], []).append(example)
-
     losses = {}
-    for index, examples in examples_of.items():
+    for index, examples in examples_of(num_rows, tasks_B).items():
         task, answers = tasks[index], answers_E[examples]
         if task.kind == "multiple_choice":
             spans = [slice(starts[example], starts[example] + num_rows[example]) for example in examples]
@@ -62,6 +57,15 @@ def encoder_losses(
         else:
             losses[index] = F.cross_entropy(outputs, answers.long())
     return losses
+
+
+def examples_of(num_rows: Sequence[int], tasks_B: Tensor) -> dict[int, list[int]]:
+    """The examples of each task that occurs, by its index; arguments as in `encoder_losses`."""
+    row_tasks = tasks_B.tolist()
+    found: dict[int, list[int]] = {}
+    for example, start in enumerate([0, *accumulate(num_rows)][:-1]):
+        found.setdefault(row_tasks[start], []).append(example)
+    return found
 
 
 def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
+from lorachord.surgery.balance_rules import Equal
+from lorachord.surgery.balancing import Balance
 from lorachord.surgery.surgeon import Operation, Surgeon
+from lorachord.surgery.watch import Watch
+from lorachord.training.balanced import BalancedMixin
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_counts, decoder_losses, encoder_counts, encoder_losses
 from lorachord.training.scoring import Record, predict, score_records
+from lorachord.training.sharded import ShardedMixin
 from lorachord.tuner import on_task, penalty
 
 
@@ -34,7 +38,7 @@ class MixtureLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)
 
 
-class MultiTaskMixin:
+class MultiTaskMixin(BalancedMixin, ShardedMixin):
     """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
 
     The loss of a step is the mean over the tasks that occur in its batch of `weight * mean loss of the task`, plus the
@@ -51,6 +55,8 @@ class MultiTaskMixin:
         task_weights: one per task. Default: 1 each.
         max_new_tokens: of freely written answers, when predicting. Default 64.
         surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
+        balance: weighs the losses of the tasks, beside `task_weights`; see `surgery/balance.py`. Default: equally.
+        watch: writes down what surgery sees and does. Default: none.
         **keywords: the Trainer's own.
 
     Raises:
@@ -72,10 +78,12 @@ class MultiTaskMixin:
         task_weights: Sequence[float] | None = None,
         max_new_tokens: int = 64,
         surgeon: Surgeon | None = None,
+        balance: Balance | None = None,
+        watch: Watch | None = None,
         **keywords: Any,
     ) -> None:
         self.batches, self.mixture, self.max_new_tokens = batches, mixture, max_new_tokens
-        self.surgeon = surgeon
+        self.surgeon, self.watch = surgeon, watch
         self.operation: Operation | None = None
         self.tasks = tuple(batches.tasks)
         self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
@@ -84,7 +92,8 @@ class MultiTaskMixin:
         for name, values in counts.items():
             if len(values) != len(self.tasks):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.tasks)} tasks.")
-        self.variances = {
+        self.balance = balance if balance is not None else Equal([task.name for task in self.tasks])
+        self.variances: dict[int, float | Tensor] = {
             index: statistics.pvariance(answers(rows)) or 1.0
             for index, (task, rows) in enumerate(zip(self.tasks, self.train_data, strict=True))
             if task.kind == "regression"
@@ -99,6 +108,7 @@ class MultiTaskMixin:
             data_collator=batches,
             **keywords,
         )
+        self.start_balance()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, not sharded again: the sampler knows its rank."""
@@ -108,38 +118,32 @@ class MultiTaskMixin:
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Tensor | tuple[Tensor, Any]:
         """The mean over the batch's tasks of their weighted losses, plus penalties."""
+        if model.training:
+            self.before_forward(inputs)
         losses, outputs = self.task_losses(model, inputs)
         if model.training:
             for index, loss in losses.items():
                 self._task_losses.setdefault(index, []).append(loss.detach())
-        share_T = self._shares(inputs)
-        terms = [self.task_weights[index] * share_T[index] * loss for index, loss in losses.items()]
-        total = torch.stack(terms).sum() + penalty(model)
+        self.balance.train(model.training)
+        total = self.balance(losses, self.counts(inputs), self.task_weights) + penalty(model)
         return (total, outputs) if return_outputs else total
 
-    def _shares(self, inputs: Mapping[str, Any]) -> Tensor:
-        """What each task's mean counts for: one over the number of tasks in the batch.
-
-        On several ranks the batch is that of all ranks. A task's mean over all its rows is the ranks' means, weighted
-        by their rows; the ranks' gradients will be averaged, which the number of ranks undoes.
-        """
-        num_tasks, tasks_B = len(self.tasks), inputs["tasks"]
+    def counts(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What each task's mean loss on this rank is over, (T,)."""
         if isinstance(self.batches, EncoderBatches):
-            count_T = encoder_counts(inputs["num_rows"], tasks_B, num_tasks)
-        else:
-            count_T = decoder_counts(inputs["labels"], tasks_B, num_tasks)
-        total_T, num_ranks = count_T.clone(), 1
-        if dist.is_initialized():
-            num_ranks = dist.get_world_size()
-            dist.all_reduce(total_T)
-        return num_ranks * count_T / total_T.clamp_min(1) / (total_T > 0).sum()
+            return encoder_counts(inputs["num_rows"], inputs["tasks"], len(self.tasks))
+        return decoder_counts(inputs["labels"], inputs["tasks"], len(self.tasks))
 
-    def training_step(self, *args: Any, **keywords: Any) -> Tensor:
+    def training_step(self, model: nn.Module, *args: Any, **keywords: Any) -> Tensor:
         """Forward and backward; at the end of an accumulation window, the operation on what they have left."""
-        loss: Tensor = super().training_step(*args, **keywords)  # type: ignore[misc]
+        loss: Tensor = super().training_step(model, *args, **keywords)  # type: ignore[misc]
         trainer: Any = self
-        if self.surgeon is not None and trainer.accelerator.sync_gradients:
-            self.operation = self.surgeon.operate(trainer.state.global_step)
+        if trainer.accelerator.sync_gradients:
+            self.average_the_rest(model)
+            if self.surgeon is not None:
+                self.operation = self.surgeon.operate(trainer.state.global_step)
+                if self.watch is not None:
+                    self.watch.see(self.operation, self.surgeon.rule, step=trainer.state.global_step + 1)
         return loss
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
@@ -150,7 +154,8 @@ class MultiTaskMixin:
             num_rows, answers_E = batch.pop("num_rows"), batch.pop("answers")
             with on_task(model, tasks_B):
                 outputs = model(**batch)
-            losses = encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks, self.variances)
+            variances = {**self.variances, **self.balance.variances()}
+            losses = encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks, variances)
             return losses, outputs
         labels_BL = batch.pop("labels")
         with on_task(model, tasks_B):
@@ -192,7 +197,8 @@ class MultiTaskMixin:
         }
 
     def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
-        """With the mean loss of each task since the last time, as `loss_<task>`, and what surgery did last.
+        """With the mean loss of each task since the last time, as `loss_<task>`, and what surgery did last. With a
+        balance, `weight_<task>` is what the task's loss was last multiplied by.
 
         `surgery_conflicts` is the share of pairs of tasks with a negative cosine, over all factors; `surgery_moved` how
         far the gradient went from the plain sum, relative to it.
@@ -201,6 +207,9 @@ class MultiTaskMixin:
             for index, losses in sorted(self._task_losses.items()):
                 logs[f"loss_{self.tasks[index].name}"] = float(torch.stack(losses).mean())
             self._task_losses.clear()
+            if not isinstance(self.balance, Equal):
+                for task, weight, scale in zip(self.tasks, self.balance.weights_T, self.task_weights, strict=True):
+                    logs[f"weight_{task.name}"] = float(weight) * scale
             if self.operation is not None:
                 logs["surgery_conflicts"] = self.operation.conflicts
                 logs["surgery_moved"] = self.operation.moved

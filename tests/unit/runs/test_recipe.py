@@ -80,7 +80,18 @@ def test_texts_that_yaml_could_take_for_something_else_stay_texts(labels: tuple[
 
 def test_every_default_is_written_out() -> None:
     plain = recipe_from({"model": {"name": "m", "kind": "encoder"}, "tasks": {"suite": "glue"}}).to_dict()
-    assert list(plain) == ["model", "tasks", "method", "mixture", "training", "evaluation", "surgery", "mode", "seed"]
+    assert list(plain) == [
+        "model",
+        "tasks",
+        "method",
+        "mixture",
+        "training",
+        "evaluation",
+        "surgery",
+        "balance",
+        "mode",
+        "seed",
+    ]
     assert plain["training"]["epochs"] == 3
     assert plain["training"]["max_steps"] is None
     assert plain["method"] == {"name": "lora"}

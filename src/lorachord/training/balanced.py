@@ -1,0 +1,99 @@
+"""What a balance of losses needs of a Trainer: a place in the optimizer and in checkpoints, and its calls in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorachord.surgery.balancing import Balance
+from lorachord.training.losses import examples_of
+
+FILE = "balance.pt"
+"""The balance's state in a checkpoint."""
+
+
+class BalancedMixin:
+    """The balance's part of `MultiTaskMixin`, which has `balance`, `tasks`, `task_losses` and `counts`."""
+
+    balance: Balance
+    tasks: tuple[Any, ...]
+    task_losses: Any
+    counts: Any
+
+    def start_balance(self) -> None:
+        """Put the balance on the model's device, and follow the optimizer's steps."""
+        trainer: Any = self
+        self.balance.to(trainer.args.device)
+        # The last batch and the generators' states before it, where the balance wants its losses again.
+        self._last: tuple[dict[str, Any], Tensor, tuple[Any, ...]] | None = None
+        trainer.add_callback(_Steps(self))
+
+    def before_forward(self, inputs: dict[str, Any]) -> None:
+        """Show the balance a batch's answers, and keep the batch if its losses will be wanted again."""
+        if "answers" in inputs:
+            self.balance.train()
+            chosen = examples_of(inputs["num_rows"], inputs["tasks"])
+            regressions = [index for index in chosen if self.tasks[index].kind == "regression"]
+            self.balance.before({index: inputs["answers"][chosen[index]] for index in regressions})
+        if self.balance.again:
+            states: Any = get_device_states(inputs["tasks"])
+            self._last = (dict(inputs), torch.get_rng_state(), states)
+
+    def after_step(self, model: nn.Module) -> None:
+        """The optimizer has stepped: begin new gradients, and show the balance the losses of the same batch."""
+        # The Trainer clears the model's alone.
+        self.balance.zero_grad()
+        if self._last is None:
+            return
+        inputs, state, (devices, states) = self._last
+        self._last = None
+        trainer: Any = self
+        with torch.random.fork_rng(devices), torch.no_grad(), trainer.compute_loss_context_manager():
+            # The same dropout as before the step.
+            torch.set_rng_state(state)
+            set_device_states(devices, states)
+            losses, _ = self.task_losses(model, inputs)
+        self.balance.after(losses, self.counts(inputs))
+
+    def create_optimizer(self, *args: Any, **keywords: Any) -> torch.optim.Optimizer:
+        """With what the balance learns, without weight decay."""
+        trainer: Any = self
+        new = trainer.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **keywords)  # type: ignore[misc]
+        learned = list(self.balance.parameters())
+        if new and learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        trainer: Any = self
+        state: Mapping[str, Any] = self.balance.state_dict()
+        if trainer.args.should_save and state:
+            torch.save(state, Path(output_dir) / FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and self.balance.state_dict():
+            trainer: Any = self
+            found = torch.load(Path(checkpoint) / FILE, map_location=trainer.args.device, weights_only=True)
+            self.balance.load_state_dict(found)
+
+
+class _Steps(TrainerCallback):
+    """Tells the mixin of each step of the optimizer."""
+
+    def __init__(self, trainer: BalancedMixin) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """After the step, before the gradients are cleared."""
+        self.trainer.after_step(given["model"])
