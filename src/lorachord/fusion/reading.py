@@ -1,0 +1,262 @@
+"""Task vectors from what lies on disk, or from a trained model.
+
+Adapters are loaded by PEFT itself onto copies of the base that share its weights: what a rank pattern, an alpha or a
+regex of targets means is PEFT's to say.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lorachord.core.tasks import TaskNames
+from lorachord.fusion.checkpoints import Checkpoint
+from lorachord.fusion.lowrank import LowRank
+from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
+from lorachord.heads import HEAD_NAMES, TaskHeads, add_heads, keep_head, key
+from lorachord.tuner import LorachordConfig
+from lorachord.tuner.config import check_weights
+from lorachord.tuner.layer import LorachordLinear, linear_features
+from lorachord.tuner.state import HEADS
+
+Heads = dict[str, dict[str, Tensor]]
+"""The state of each task's head."""
+
+
+def skeleton(model: nn.Module) -> Any:
+    """A copy of a model's modules around the same weights, frozen."""
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        # Quantised and sharded parameters are subclasses that cannot be made anew.
+        plain = type(parameter) is nn.Parameter
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
+    return copy.deepcopy(model, shared).eval()
+
+
+def read_folders(base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVectors:
+    """See `TaskVectors.from_adapters`."""
+    if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        raise ValueError("The base has adapters already; give the plain model that the adapters were trained on.")
+    tasks = TaskNames(tuple(folders)).names
+    check_number(tasks)
+    paths = {task: Path(folder) for task, folder in folders.items()}
+    configs = {task: _config(task, path) for task, path in paths.items()}
+    _check_names(configs)
+
+    heads: Heads = {}
+    members: list[dict[str, LowRank] | Checkpoint] = []
+    member: dict[str, LowRank] | Checkpoint
+    for task, path in paths.items():
+        if configs[task] is None:
+            checkpoint = Checkpoint.open(task, base, path)
+            member, state = checkpoint, checkpoint.head()
+        else:
+            member, state = _read_adapter(task, base, path)
+        members.append(member)
+        if state:
+            heads[task] = state
+    return assemble(with_heads(skeleton(base), tasks, heads), tasks, members)
+
+
+def check_number(tasks: tuple[str, ...]) -> None:
+    """Raise a ValueError unless there is something to fuse."""
+    if len(tasks) < 2:
+        found = f"only one, {tasks[0]}" if tasks else "none"
+        raise ValueError(f"Fusion makes one adapter of several, so name at least two; there is {found}.")
+
+
+def assemble(base: nn.Module, tasks: tuple[str, ...], members: list[dict[str, LowRank] | Checkpoint]) -> TaskVectors:
+    """Task vectors of what each task has: factors by layer, or a checkpoint.
+
+    Args:
+        base: see `TaskVectors`.
+    """
+    paths = [name for name, module in base.named_modules() if any(name in member for member in members)]
+    layers: dict[str, Layer] = {}
+    for path in paths:
+        found = [member.get(path) if isinstance(member, dict) else None for member in members]
+        if any(isinstance(member, Checkpoint) for member in members):
+            d_in, d_out = linear_features(base.get_submodule(path)) or (0, 0)
+            layers[path] = Dense(_reader(members, path, (d_out, d_in)), (d_out, d_in), len(tasks))
+        else:
+            layers[path] = Stacked.of(found)
+    others = {}
+    names = dict.fromkeys(name for member in members if isinstance(member, Checkpoint) for name in member.others)
+    for name in names:
+        shape = tuple(base.get_parameter(name).shape)
+        others[name] = Dense(_reader(members, name, shape), shape, len(tasks))
+    return TaskVectors(base, tasks, layers, others)
+
+
+def _reader(
+    members: list[dict[str, LowRank] | Checkpoint], name: str, shape: tuple[int, ...]
+) -> Callable[[int], Tensor]:
+    def read(task: int) -> Tensor:
+        member = members[task]
+        if isinstance(member, Checkpoint):
+            return member.delta(name)
+        return member[name].dense() if name in member else torch.zeros(shape)
+
+    return read
+
+
+def _config(task: str, folder: Path) -> PeftConfig | None:
+    """The config of an adapter that can be fused, or None for a whole model."""
+    if not folder.is_dir():
+        raise ValueError(f"{task}: there is no folder {folder}.")
+    if not (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():
+            return None
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{task}: {folder} holds neither an adapter nor a model; found {found}.")
+    check_weights(folder)
+    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, LorachordConfig):
+        return config
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{task}: {folder} is a {config.peft_type} adapter; fusion takes LoRA and LoRAchord adapters.")
+    if config.use_dora:
+        raise ValueError(
+            f"{task}: {folder} is a DoRA adapter, which rescales the columns of the base weight and so is no low-rank "
+            "update. Merge it into its base, save that model, and fuse the folder of the whole model."
+        )
+    if config.bias != "none" or config.lora_bias or config.target_parameters:
+        raise ValueError(
+            f"{task}: {folder} has trained biases or parameters beside its low-rank updates (bias, lora_bias or "
+            "target_parameters). Merge it into its base, save that model, and fuse the folder of the whole model."
+        )
+    return config
+
+
+def _check_names(configs: Mapping[str, PeftConfig | None]) -> None:
+    """Names of bases that contradict each other; folders may have moved, so their last parts are compared."""
+    named = {}
+    for task, config in configs.items():
+        if config is not None and config.base_model_name_or_path:
+            named[task] = config.base_model_name_or_path
+    if len({PurePath(name).name for name in named.values()}) > 1:
+        listed = ", ".join(f"{task}: {name}" for task, name in named.items())
+        raise ValueError(
+            f"The adapters were made for different bases ({listed}). Adapters of different bases cannot be fused; if "
+            "these are one model, say so in their adapter_config.json (base_model_name_or_path)."
+        )
+
+
+def _read_adapter(task: str, base: nn.Module, folder: Path) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    widths = _head_widths(base, folder)
+    plain = skeleton(base)
+    if widths:
+        add_heads(plain, {name or task: width for name, width in widths.items()})
+        if None in widths:
+            keep_head(plain, task)
+    try:
+        with warnings.catch_warnings():
+            # PEFT says that it corrects the transposed weights of GPT-2's layers.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model = PeftModel.from_pretrained(plain, str(folder))
+    except (RuntimeError, UserWarning, ValueError) as error:
+        raise ValueError(f"{task}: {folder} does not fit the base model: {error}") from error
+    factors = factors_of(model, task)
+    return factors, _head_of(task, model.unload()) if widths else {}
+
+
+def _head_of(task: str, model: Any) -> dict[str, Tensor]:
+    """The state of a task's head: its own, or the one that there is."""
+    head = _head(model)
+    if isinstance(head, TaskHeads):
+        names = head.shared.task_names[HEADS].names
+        head = head.of(task if task in names else names[0])
+    return {} if head is None else head.state_dict()
+
+
+def factors_of(model: PeftModel, task: str) -> dict[str, LowRank]:
+    """The active adapter's factors by layer, for one task; on the CPU or wherever the adapter is.
+
+    Raises:
+        ValueError: an adapter that is no low-rank update of linear layers, or that does not know the task.
+    """
+    name = model.active_adapter
+    config = model.peft_config[name]
+    index = None
+    if isinstance(config, LorachordConfig) and config.tasks:
+        index = config.task_names.index(task) if task in config.tasks or len(config.tasks) > 1 else 0
+    found = {}
+    inner: nn.Module = model.get_base_model()
+    for path, layer in inner.named_modules():
+        if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
+            found[path] = LowRank(*layer.lorachord_adapter[name].factors(index))  # type: ignore[operator]
+        elif isinstance(layer, LoraLayer):
+            lora: Any = layer
+            if name not in lora.lora_A or linear_features(lora.get_base_layer()) is None:
+                raise ValueError(f"{task}: the adapter of {path} is none of a linear layer, which alone are fused.")
+            down, up = (part[name].weight.detach().float() for part in (lora.lora_A, lora.lora_B))
+            found[path] = LowRank(down, lora.scaling[name] * up)
+    if not found:
+        raise ValueError(f"{task}: the adapter has no low-rank update of a linear layer.")
+    return found
+
+
+def _head_widths(base: nn.Module, folder: Path) -> dict[str | None, int]:
+    """Outputs of the saved heads by task, or of the one saved head under None; empty where none is saved."""
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        names = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118 - no mapping
+        trained = [name for name in names if ".lora_" not in name and ".lorachord_" not in name]
+        head = _head(base)
+        last = "" if head is None else [n for n, part in head.named_modules() if isinstance(part, nn.Linear)][-1]
+        widths: dict[str | None, int] = {}
+        for name in trained:
+            first, _, rest = name.partition(".")
+            if first not in HEAD_NAMES or head is None:
+                raise ValueError(
+                    f"{folder} holds {name}, trained in full. Of such modules fusion keeps the head of a sequence "
+                    "classifier alone: merge the adapter, save that model, and fuse the folder of the whole model."
+                )
+            owner, own = None, rest
+            if rest.startswith("heads."):
+                _, owner, own = rest.split(".", 2)
+                owner = owner.replace("%2E", ".")
+            if own == (f"{last}.weight" if last else "weight"):
+                widths[owner] = file.get_slice(f"base_model.model.{name}").get_shape()[0]
+        return widths
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    found = [getattr(model, name, None) for name in HEAD_NAMES]
+    return next((module for module in found if isinstance(module, nn.Module)), None)
+
+
+def with_heads(base: Any, tasks: tuple[str, ...], heads: Heads) -> Any:
+    """A head for each task in place of the base's own; a task without a saved one gets a copy of the base's.
+
+    Args:
+        base: a skeleton, changed in place.
+    """
+    if not heads:
+        return base
+    own = _head(base)
+    assert own is not None
+    if isinstance(own, TaskHeads):
+        keep_head(base, 0)
+        own = _head(base)
+        assert own is not None
+    states = {task: heads.get(task, own.state_dict()) for task in tasks}
+    last = [name for name, part in own.named_modules() if isinstance(part, nn.Linear)][-1]
+    weight = f"{last}.weight" if last else "weight"
+    add_heads(base, {task: len(state[weight]) for task, state in states.items()})
+    made = _head(base)
+    assert isinstance(made, TaskHeads)
+    for task in tasks:
+        made.heads[key(task)].load_state_dict(states[task])
+    return base.requires_grad_(False).eval()
