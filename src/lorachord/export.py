@@ -14,11 +14,11 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.heads import keep_head, only_head
+from lorachord.heads import heads_of, keep_head, only_head
 from lorachord.tuner.card import write_export_card
 from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear
@@ -80,6 +80,10 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
         with tempfile.TemporaryDirectory() as scratch:
             model.save_pretrained(scratch, selected_adapters=[name])
             folder = Path(scratch, "" if name == "default" else name)
+            if heads_of(model) is not None:
+                saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+                kept = only_head(_tuner(model).model, saved, task)
+                save_file(_separate(kept), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
             write_export_card(folder, config, f"PEFT's own, {config.peft_type}", None)
             return _move(folder, out)
 
@@ -114,7 +118,7 @@ def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, i
         lora_alpha=common,
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
-        target_modules=_short_names(base, ranks),
+        target_modules=short_names(base, ranks),
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=conv1d,
         task_type=config.task_type,
@@ -124,7 +128,7 @@ def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, i
     )
 
 
-def _short_names(base: nn.Module, adapted: Mapping[str, int]) -> list[str]:
+def short_names(base: nn.Module, adapted: Mapping[str, int]) -> list[str]:
     """Last name parts (`q_proj`), as servers want them, where only adapted layers have them; else whole names."""
     inside = tuple(path + "." for path in adapted)
     others = {path for path, _ in base.named_modules() if path not in adapted and not path.startswith(inside)}
