@@ -28,7 +28,7 @@ from lorachord.fusion import TaskVectors, fuse
 from lorachord.heads import TaskHeads, add_heads
 from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.tuner import LorachordConfig, on_task, penalty, target_layers
+from lorachord.tuner import LorachordConfig, fit_intuition, on_task, penalty, target_layers
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "attach",
     "count_parameters",
     "export_lora",
+    "fit_intuition",
     "fit_rank",
     "fuse",
     "fusion",
