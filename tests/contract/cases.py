@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lorachord.core.adapter import Adapter
-from tests.reference import hydralora, lora, mosld, mtl_lora, multilora
+from tests.reference import hydralora, lora, malora, mode, moelora, mosld, mtl_lora, multilora
 
 Reference = Callable[[Adapter, Tensor, Tensor, list[int]], Tensor]
 
@@ -87,6 +87,37 @@ def of_mosld(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tenso
     )
 
 
+def of_mode(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    r, groups = adapter.config.r, adapter.config.r // adapter.config.block
+    routers = [adapter.router.weight[block::groups] for block in range(groups)]
+    return mode.forward(x, weight, A=adapter.down, B=blocks(adapter.up, r), routers=routers)
+
+
+def of_mode_with_one_expert(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    return lora.forward(x, weight, A=adapter.down, B=adapter.up, r=1, alpha=1)
+
+
+def of_malora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    config = adapter.config
+    return malora.forward(
+        x,
+        weight,
+        S_A=adapter.down,
+        P=list(adapter.coefficients),
+        B=blocks(adapter.up, config.expert_rank),
+        router=adapter.router.weight,
+        k=config.top_k,
+        alpha=config.alpha,
+    )
+
+
+def of_moelora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    r = adapter.config.r
+    downs, ups = list(adapter.down.split(r)), blocks(adapter.up, r)
+    router, k = adapter.router.weight, adapter.config.top_k
+    return moelora.forward(x, weight, A=downs, B=ups, router=router, k=k, **scale_of(adapter))
+
+
 CASES = [
     Case("lora", of_lora, {"r": 3}),
     Case("multilora", of_multilora, {"r": 2, "num_loras": 3}),
@@ -96,4 +127,11 @@ CASES = [
     Case("hydralora", of_hydralora, {"r": 3, "num_experts": 4, "balance": 0.1}),
     Case("mosld", of_mosld, {"r": 3, "num_experts": 4, "balance": 0.1, "weight_dropout": 0.3}),
     Case("mosld", of_mosld, {"r": 2, "num_experts": [2, 3], "balance": 0.0, "weight_dropout": 0.0}),
+    Case("mode", of_mode, {"r": 4, "num_experts": 3}),
+    Case("mode", of_mode, {"r": 6, "num_experts": 3, "block": 2, "balance": 0.1, "z": 0.1}),
+    Case("mode", of_mode_with_one_expert, {"r": 3, "num_experts": 1, "balance": 0.1}),
+    Case("malora", of_malora, {"r": 3, "expert_rank": 2, "num_experts": 4, "balance": 0.1}),
+    Case("malora", of_malora, {"r": 2, "expert_rank": 3, "num_experts": [2, 3], "balance": 0.0, "init": "svd"}),
+    Case("moelora", of_moelora, {"r": 2, "num_experts": 4, "contrastive": 0.5}),
+    Case("moelora", of_moelora, {"r": 3, "num_experts": 3, "balance": 0.0, "contrastive": 0.0}),
 ]

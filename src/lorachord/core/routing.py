@@ -1,136 +1,259 @@
-"""Routers: gates over experts, and the balance loss that keeps them in use.
+"""Routers: gates over experts for each token, and the losses that keep them in use and their logits small.
 
-Shapes: B samples, L rows of one sample, N = B * L rows; D inputs, E experts, K experts chosen per row; R rows of A.
+Shapes: B samples, L rows of one sample, N = B * L rows; D inputs; R rows of what is gated, S of what comes out; E
+experts, K of them chosen per row; G groups of rank slots, each with gates of its own.
 
 Background. What a router does to a row is a dozen operations on a handful of numbers, so their number is what it costs:
 as autograd's own they took as long as the factors' products. Here they are one autograd function, and the logits come
-out of the product with A (`Adapter.router_weight`). All is laid out with experts first, (E, N): with 8 experts a
+out of the product with A (`Adapter.router_weight`). All is laid out with experts first, (E, G, N): with 8 experts a
 softmax, a sum or a product is then several times faster, since the loops run over rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorachord.core import init
 from lorachord.core.context import Context
+from lorachord.core.settings import MethodConfig, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(MethodConfig):
+    """What every method with a router can be told.
+
+    Args:
+        balance: weight of the Switch balance loss of each layer. Default 0.
+        z: weight of the z-loss of each layer, the mean of logsumexp squared. Default 0.
+        noise: standard deviation of the Gaussian noise that the logits get in training, from torch's global generator
+            (which a checkpoint's recompute restores). Default 0.
+    """
+
+    balance: float = option(0.0, low=0)
+    z: float = option(0.0, low=0)
+    noise: float = option(0.0, low=0)
+
+
+def require_top_k(config: RouterConfig, top_k: int) -> None:
+    """Raise a ValueError if a config with `num_experts` has fewer of them, in some layer, than a token is to use."""
+    fewest = min(config.values_of("num_experts"))
+    if top_k > fewest:
+        name = type(config).__qualname__
+        raise ValueError(f"{name}: top_k = {top_k}, but some layers have only {fewest} experts.")
 
 
 class Router(nn.Module):
-    """Token-level gates `g = softmax(W x)` without a bias, dense or top-k renormalised, for experts that share A.
+    """Token-level gates `g = softmax(W x)` without a bias, dense or top-k renormalised.
 
     It starts Kaiming-uniform: with equal gates and zero `B` all experts would stay identical for ever.
 
+    With several groups the rows of A fall into G blocks, and each has a router of its own. W stacks them experts first:
+    rows e G to (e + 1) G are those of expert e.
+
+    The balance loss (Switch, arXiv 2101.03961, eq. 4) is `E sum_e f_e P_e` for each group, meaned over groups: f_e the
+    share of choices that fell on e, P_e the mean probability of e; it is 1 at balance. Gradients flow through P alone.
+    A dense router's choice is its most probable expert. The z-loss is that of ST-MoE (arXiv 2202.08906, eq. 5). Both
+    are means over the rows of all ranks, scaled so that the mean of the ranks' gradients is that of one process; that
+    takes one collective a forward pass in training, and none where both weights are 0.
+
     Args:
         d_in: D.
-        num_experts: E.
+        num_experts: E, at least 2.
+        config: weights of the losses, and noise.
         top_k: K, from 2 to E (with 1, renormalised gates are constant and the router gets no gradient); None keeps all.
-        balance: weight of the balance loss; 0 records nothing.
+        groups: G.
+        own_blocks: whether each expert gates a block of rows of its own, as where experts do not share A; with one
+            group only.
+
+    Attributes:
+        recorded: the weighted losses of the last forward pass in training.
+        last, total: choices by expert and group (E, G), of the last forward pass and of all since `forget_load`; of a
+            dense router the sums of its gates. None before any.
     """
 
-    def __init__(self, d_in: int, num_experts: int, *, top_k: int | None = None, balance: float = 0.0) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        num_experts: int,
+        config: RouterConfig,
+        *,
+        top_k: int | None = None,
+        groups: int = 1,
+        own_blocks: bool = False,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, d_in))
-        self.top_k = top_k
-        self.balance = balance
+        self.weight = nn.Parameter(torch.empty(num_experts * groups, d_in))
+        self.config, self.top_k, self.groups, self.own_blocks = config, top_k, groups, own_blocks
         self.recorded: Tensor | None = None
+        self.last: Tensor | None = None
+        self.total: Tensor | None = None
 
     def reset(self) -> None:
         """Initialise the weight and forget what was recorded."""
         init.kaiming_uniform_(self.weight, fan_in=self.weight.shape[1])
         self.recorded = None
+        self.forget_load()
 
-    def mix(self, h_BLR: Tensor, logits_BLE: Tensor, ctx: Context) -> Tensor:
-        """`g (x) h`: (B, L, E R), each expert's gate times h, side by side; the gates in at least float32."""
-        balance = self.balance if self.training else 0.0
-        mask_BL = ctx.token_mask_BL
-        if mask_BL is not None and mask_BL.numel() != logits_BLE.shape[0] * logits_BLE.shape[1]:
-            # The layer does not see the rows that the mask speaks of.
-            mask_BL = None
-        # A recompute makes the loss too, and drops it: it must save the same tensors as the forward did.
-        mixed_BLS: Tensor
-        mixed_BLS, loss = _Route.apply(h_BLR, logits_BLE, self.top_k, balance, mask_BL)
+    @property
+    def penalised(self) -> bool:
+        """Whether there is a loss to record."""
+        return self.config.balance > 0 or self.config.z > 0
+
+    def noisy(self, logits_BLX: Tensor) -> Tensor:
+        """The logits `W x`, with the noise of training if there is any."""
+        if not self.training or not self.config.noise:
+            return logits_BLX
+        return torch.add(logits_BLX, torch.randn_like(logits_BLX), alpha=self.config.noise)
+
+    def mix(self, h_BLR: Tensor, logits_BLX: Tensor, ctx: Context) -> Tensor:
+        """`g (x) h`: (B, L, S), experts side by side; the gates in at least float32.
+
+        Args:
+            h_BLR: what all experts share, then S = E R; or their own blocks side by side, then S = R.
+            logits_BLX: from `noisy`, X = E G.
+            ctx: of this pass; padding counts in no loss and no load.
+        """
+        mask_BL = mask_of(ctx, logits_BLX)
+        weights = (self.config.balance, self.config.z) if self.training and self.penalised else None
+        mixed_BLS, loss, load_EG = _Route.apply(
+            h_BLR, logits_BLX, self.groups, self.own_blocks, self.top_k, weights, mask_BL, ctx.recording
+        )
         if ctx.recording:
-            self.recorded = loss
-        return mixed_BLS
+            self.recorded, self.last = loss, load_EG
+            self.total = load_EG if self.total is None else self.total.to(load_EG.device) + load_EG
+        out: Tensor = mixed_BLS
+        return out
+
+    def record(self, loss: Tensor) -> None:
+        """Add a loss of the method's own to those of the last forward pass."""
+        self.recorded = loss if self.recorded is None else self.recorded + loss
 
     def penalty(self) -> Tensor | None:
-        """The weighted balance loss of the last forward, or None where there is none."""
+        """The weighted losses of the last forward pass, or None where there are none."""
         return self.recorded
+
+    @property
+    def load(self) -> Tensor | None:
+        """The share of the last forward pass's choices that fell on each expert: (E,), or (G, E) of several groups."""
+        return None if self.last is None else share(self.last)
+
+    def forget_load(self) -> None:
+        """Count choices from here on."""
+        self.last = self.total = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle has no part in the graph of the last forward.
         return {**self.__dict__, "recorded": None}
 
 
-def balance_loss(probs_EN: Tensor, chosen_EN: Tensor, mask_N: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The Switch balance loss `E sum_e f_e P_e` (arXiv 2101.03961, eq. 4), which is 1 at balance.
+def mask_of(ctx: Context, rows_BLX: Tensor) -> Tensor | None:
+    """True for the rows that count; None where all do, and where a layer does not see the rows that the mask is of."""
+    mask_BL = ctx.token_mask_BL
+    return mask_BL if mask_BL is not None and mask_BL.numel() == rows_BLX.shape[:-1].numel() else None
 
-    `f_e` is the share of choices that fell on e; `P_e` the mean probability of e. Gradients flow through P alone.
 
-    Args:
-        probs_EN: probabilities over all experts, before the top-k.
-        chosen_EN: 1 for the experts that a row has chosen, else 0.
-        mask_N: True for the rows that count; None where all do.
+def share(counts_EG: Tensor) -> Tensor:
+    """Counts by expert as shares: (E,), or (G, E) of several groups."""
+    return (counts_EG / counts_EG.sum(0).clamp_min(1)).t().squeeze(0)
 
-    Returns:
-        The loss, and its gradient (E, N) with respect to the logits of `probs_EN`.
-    """
-    num_experts, num_rows = probs_EN.shape
-    weight_N = probs_EN.new_ones(num_rows) if mask_N is None else mask_N.to(probs_EN)
-    weight_N = weight_N / weight_N.sum().clamp_min(1)
-    chosen_E = chosen_EN @ weight_N
-    share_E = chosen_E * num_experts / chosen_E.sum().clamp_min(1)
-    cost_N = share_E @ probs_EN
-    return cost_N @ weight_N, probs_EN * (share_E.unsqueeze(1) - cost_N) * weight_N
+
+def across_ranks(counts: Tensor) -> tuple[Tensor, int]:
+    """The sum of `counts` over all ranks, without a gradient, and how many ranks there are."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return counts, 1
+    counts = counts.clone()
+    dist.all_reduce(counts)
+    return counts, dist.get_world_size()
 
 
 class _Route(torch.autograd.Function):
-    """`(g (x) h, balance loss)` with g the gates of the logits."""
+    """`(g (x) h, weighted losses, load)` with g the gates of the logits.
+
+    What the losses need of all rows, `price` and `pull`, is kept on the node and not among the saved tensors: in a
+    checkpoint's recompute it is not made again, which would take another collective.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         h_BLR: Tensor,
-        logits_BLE: Tensor,
+        logits_BLX: Tensor,
+        groups: int,
+        own_blocks: bool,
         top_k: int | None,
-        balance: float,
+        weights: tuple[float, float] | None,
         mask_BL: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        wide = torch.promote_types(logits_BLE.dtype, torch.float32)
-        probs_EN = gates_EN = torch.softmax(_rows_last(logits_BLE).to(wide), dim=0)
-        loss = slope_EN = None
-        if top_k is not None or balance > 0:
-            chosen_KN = probs_EN.topk(top_k or 1, dim=0).indices
-            chosen_EN = torch.zeros_like(probs_EN).scatter_(0, chosen_KN, 1.0)
-            if top_k is not None:
-                gates_EN = probs_EN * chosen_EN
-                gates_EN = gates_EN / gates_EN.sum(0)
-            if balance > 0:
-                loss, slope_EN = balance_loss(probs_EN, chosen_EN, None if mask_BL is None else mask_BL.flatten())
-                loss, slope_EN = balance * loss, balance * slope_EN
-        ctx.save_for_backward(h_BLR, gates_EN, slope_EN)
-        ctx.dtype = logits_BLE.dtype
-        mixed_ERN = gates_EN.to(h_BLR.dtype).unsqueeze(1) * _rows_last(h_BLR)
-        return mixed_ERN.flatten(0, 1).t().view(*h_BLR.shape[:2], -1), loss
+        recording: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        wide = torch.promote_types(logits_BLX.dtype, torch.float32)
+        logits_EGN = _rows_last(logits_BLX).to(wide).unflatten(0, (-1, groups))
+        num_experts, num_blocks = len(logits_EGN), len(logits_EGN) if own_blocks else 1
+        probs_EGN = gates_EGN = torch.softmax(logits_EGN, dim=0)
+        mask_N = None if mask_BL is None else mask_BL.flatten().to(wide)
+
+        def over_rows(values: Tensor) -> Tensor:
+            # No matrix product: under autocast it would count in half precision.
+            return (values if mask_N is None else values * mask_N).sum(-1)
+
+        chosen_EGN = gates_EGN
+        if top_k is not None or (weights and weights[0]):
+            chosen_EGN = torch.zeros_like(probs_EGN).scatter_(0, probs_EGN.topk(top_k or 1, dim=0).indices, 1.0)
+        if top_k is not None:
+            gates_EGN = probs_EGN * chosen_EGN
+            gates_EGN = gates_EGN / gates_EGN.sum(0)
+
+        loss: Tensor | None = None
+        load_EG = lse_GN = ctx.price_EG = None
+        if weights and weights[1]:
+            lse_GN = logits_EGN.logsumexp(0)
+        if recording:
+            load_EG = over_rows(gates_EGN) if top_k is None else over_rows(chosen_EGN)
+            ctx.mark_non_differentiable(load_EG)
+        if load_EG is not None and weights:
+            balance, z = weights
+            chosen_EG, num_ranks = across_ranks(over_rows(chosen_EGN) if top_k is None else load_EG)
+            # A row chooses K times in every group, and a dense one's probabilities sum to 1: this counts rows.
+            num_rows = (chosen_EG.sum() / (groups * (top_k or 1))).clamp_min(1)
+            ctx.price_EG = chosen_EG * (balance * num_experts * num_ranks / ((top_k or 1) * groups)) / num_rows.square()
+            loss = (ctx.price_EG * over_rows(probs_EGN)).sum()
+            if lse_GN is not None:
+                ctx.pull = z * num_ranks / groups / num_rows
+                loss = loss + ctx.pull * over_rows(lse_GN.square()).sum()
+        ctx.save_for_backward(h_BLR, gates_EGN, probs_EGN if weights else None, lse_GN, mask_N)
+        ctx.dtype, ctx.num_blocks = logits_BLX.dtype, num_blocks
+        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * _rows_last(h_BLR).view(
+            num_blocks, groups, -1, gates_EGN.shape[-1]
+        )
+        return mixed_EGPN.flatten(0, 2).t().view(*h_BLR.shape[:2], -1), loss, load_EG
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        h_BLR, gates_EN, slope_EN = ctx.saved_tensors
-        h_RN = _rows_last(h_BLR)
-        grad_ERN = _rows_last(grad_BLS).unflatten(0, (len(gates_EN), len(h_RN)))
-        grad_h = (grad_ERN * gates_EN.to(grad_ERN.dtype).unsqueeze(1)).sum(0).t().view_as(h_BLR)
+    def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        h_BLR, gates_EGN, probs_EGN, lse_GN, mask_N = ctx.saved_tensors
+        num_experts, groups, num_rows = gates_EGN.shape
+        h_XGPN = _rows_last(h_BLR).view(ctx.num_blocks, groups, -1, num_rows)
+        grad_EGPN = _rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
+        grad_h_XGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
+        grad_h_XGPN = grad_h_XGPN.sum(0) if ctx.num_blocks == 1 else grad_h_XGPN
         # The derivative of a softmax, which renormalised top-k gates are too: over the chosen logits alone.
-        grad_EN = gates_EN * (grad_ERN * h_RN).sum(1)
-        grad_EN = grad_EN - gates_EN * grad_EN.sum(0)
-        if slope_EN is not None:
-            grad_EN = torch.addcmul(grad_EN, slope_EN, grad_loss)
-        return grad_h, grad_EN.to(ctx.dtype).t().view(*h_BLR.shape[:2], -1), None, None, None
+        grad_EGN = gates_EGN * (grad_EGPN * h_XGPN).sum(2)
+        grad_EGN = grad_EGN - gates_EGN * grad_EGN.sum(0)
+        if ctx.price_EG is not None:
+            slope_EGN = probs_EGN * ctx.price_EG.unsqueeze(-1)
+            cost_GN = slope_EGN.sum(0)
+            if lse_GN is not None:
+                cost_GN = cost_GN - 2 * ctx.pull * lse_GN
+            slope_EGN = slope_EGN - probs_EGN * cost_GN
+            grad_EGN = torch.addcmul(grad_EGN, slope_EGN if mask_N is None else slope_EGN * mask_N, grad_loss)
+        grad_logits = grad_EGN.to(ctx.dtype).flatten(0, 1).t().view(*h_BLR.shape[:2], -1)
+        grad_h = grad_h_XGPN.reshape(-1, num_rows).t().view_as(h_BLR)
+        return grad_h, grad_logits, None, None, None, None, None, None
 
 
 def _rows_last(tensor_BLX: Tensor) -> Tensor:

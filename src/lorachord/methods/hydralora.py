@@ -13,35 +13,31 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lorachord.core.adapter import Adapter
-from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
-from lorachord.core.routing import Router
+from lorachord.core.routed import RoutedAdapter
+from lorachord.core.routing import Router, RouterConfig
 from lorachord.core.settings import RankConfig, option
 
 
 @register
 @final
-class HydraLoRA(Adapter):
+class HydraLoRA(RoutedAdapter):
     """`down` is A (r, d_in), `up` stacks the B_e (d_out, E r), `router.weight` is W_g (E, d_in)."""
 
     method = "hydralora"
     paper = "HydraLoRA (arXiv 2404.19245)"
-    mixing = Mixing.INPUT
     parameters_formula = "r*d_in + num_experts*r*d_out + num_experts*d_in"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RankConfig):
+    class Config(RouterConfig, RankConfig):
         """
         Args:
             num_experts: E. Default 3; per layer.
-            balance: weight of the Switch balance loss of each layer. Default 0, as in the authors' code.
         """
 
         num_experts: int = option(3, low=2, per_layer=True)
-        balance: float = option(0.0, low=0)
 
     config: Config
 
@@ -49,22 +45,4 @@ class HydraLoRA(Adapter):
         config, layer = self.config, self.layer
         self.down = nn.Parameter(torch.empty(config.r, layer.d_in))
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
-        self.router = Router(layer.d_in, config.num_experts, balance=config.balance)
-
-    def reset(self) -> None:
-        super().reset()
-        self.router.reset()
-
-    def router_weight(self) -> Tensor:
-        return self.router.weight
-
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        assert x_BLX is not None
-        return self.router.mix(h_BLR, x_BLX, ctx)
-
-    def penalty(self) -> Tensor | None:
-        return self.router.penalty()
-
-    @property
-    def records_penalty(self) -> bool:
-        return self.config.balance > 0
+        self.router = Router(layer.d_in, config.num_experts, config)

@@ -20,26 +20,24 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.adapter import Adapter
-from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
-from lorachord.core.routing import Router
+from lorachord.core.routed import RoutedAdapter
+from lorachord.core.routing import Router, RouterConfig, require_top_k
 from lorachord.core.settings import RankConfig, option
 from lorachord.core.steps import optimizer_steps
 
 
 @register
 @final
-class MoSLD(Adapter):
+class MoSLD(RoutedAdapter):
     """`down` is A (r, d_in), `up` stacks the B_e (d_out, E r), `router.weight` is W_l (E, d_in)."""
 
     method = "mosld"
     paper = "MoSLD (arXiv 2412.08946)"
-    mixing = Mixing.INPUT
     parameters_formula = "r*d_in + num_experts*r*d_out + num_experts*d_in"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RankConfig):
+    class Config(RouterConfig, RankConfig):
         """
         Args:
             num_experts: E. Default (2, 4, 6, 8), spread over the blocks from the first to the last; per layer.
@@ -55,9 +53,7 @@ class MoSLD(Adapter):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            fewest = min(self.values_of("num_experts"))
-            if self.top_k > fewest:
-                raise ValueError(f"MoSLD.Config: top_k = {self.top_k}, but some layers have only {fewest} experts.")
+            require_top_k(self, self.top_k)
 
     config: Config
 
@@ -65,14 +61,14 @@ class MoSLD(Adapter):
         config, layer = self.config, self.layer
         self.down = nn.Parameter(torch.empty(config.r, layer.d_in))
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
-        self.router = Router(layer.d_in, config.num_experts, top_k=config.top_k, balance=config.balance)
+        self.router = Router(layer.d_in, config.num_experts, config, top_k=config.top_k)
         self.mask: Tensor | None = None
         self.mask_step, self.num_masks = -1, 0
 
     def reset(self) -> None:
         nn.init.normal_(self.down, std=1 / self.config.r)
         nn.init.zeros_(self.up)
-        self.router.reset()
+        self.reset_router()
 
     def down_weight(self) -> Tensor:
         if not self.training or not self.config.weight_dropout:
@@ -86,17 +82,3 @@ class MoSLD(Adapter):
             self.mask = kept.to(self.down.device, self.down.dtype) / (1 - self.config.weight_dropout)
             self.mask_step = optimizer_steps()
         return self.down * self.mask
-
-    def router_weight(self) -> Tensor:
-        return self.router.weight
-
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        assert x_BLX is not None
-        return self.router.mix(h_BLR, x_BLX, ctx)
-
-    def penalty(self) -> Tensor | None:
-        return self.router.penalty()
-
-    @property
-    def records_penalty(self) -> bool:
-        return self.config.balance > 0

@@ -1,0 +1,44 @@
+"""What the methods with a token-level router have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import Context, Mixing
+from lorachord.core.routing import Router
+
+
+class RoutedAdapter(Adapter):
+    """An adapter whose core gates what comes out of A by one router on the layer's raw input.
+
+    A method makes `router` in `build`, beside its factors; None where there is nothing to choose between.
+    """
+
+    mixing = Mixing.INPUT
+    router: Router | None
+
+    def reset(self) -> None:
+        super().reset()
+        self.reset_router()
+
+    def reset_router(self) -> None:
+        """The router's start, for a method with a start of its own for the factors."""
+        if self.router is not None:
+            self.router.reset()
+
+    def router_weight(self) -> Tensor | None:
+        return None if self.router is None else self.router.weight
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        if self.router is None:
+            return h_BLR
+        assert x_BLX is not None
+        return self.router.mix(h_BLR, self.router.noisy(x_BLX), ctx)
+
+    def penalty(self) -> Tensor | None:
+        return None if self.router is None else self.router.penalty()
+
+    @property
+    def records_penalty(self) -> bool:
+        return self.router is not None and self.router.penalised

@@ -1,0 +1,119 @@
+"""MoELoRA: a top-k mixture of LoRAs for each token, whose experts a contrastive loss keeps apart.
+
+    y = W0 x + s * sum_{e in top k} g_e(x) B_e A_e drop(x),  s = alpha / r
+
+with g the renormalised gates of a softmax router. Beside the task's loss, each layer has the Switch balance loss and
+
+    contrastive * mean over q of -log( sum_{k+} exp(q . k+ / tau) / sum_{k != q} exp(q . k / tau) )
+
+over the outputs q = B_e A_e x of the experts that each token has chosen, divided by sqrt(|q|^2 + 1e-6); within a
+sequence, outputs of the same expert are positives k+, those of other experts negatives.
+
+Luo et al., "MoELoRA: Contrastive Learning Guided Mixture of Experts on Parameter-Efficient Fine-Tuning for Large
+Language Models" (arXiv 2402.12851). A_e is Kaiming-uniform, B_e zero.
+
+Differs from the authors' code, of which no release was at hand: written from the paper's description, and the defaults
+of both losses' weights, tau and the rank are ours. The contrastive loss is computed from the A_e x and the Gram matrix
+of the B_e (`core/contrast.py`), on at most `contrastive_tokens` tokens of each sequence, evenly spaced.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.context import Context
+from lorachord.core.contrast import contrastive_loss, spread_tokens
+from lorachord.core.registry import register
+from lorachord.core.routed import RoutedAdapter
+from lorachord.core.routing import Router, RouterConfig, mask_of, require_top_k
+from lorachord.core.settings import RankConfig, option
+
+
+@register
+@final
+class MoELoRA(RoutedAdapter):
+    """`down` stacks the A_e (E r, d_in), `up` the B_e (d_out, E r), `router.weight` is W (E, d_in)."""
+
+    method = "moelora"
+    paper = "MoELoRA (arXiv 2402.12851)"
+    parameters_formula = "num_experts*r*(d_in + d_out) + num_experts*d_in"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RouterConfig, RankConfig):
+        """
+        Args:
+            num_experts: E. Default 8; per layer.
+            top_k: K, how many experts a token uses. Default 2.
+            balance: weight of the Switch balance loss of each layer. Default 0.01.
+            contrastive: weight of the contrastive loss of each layer. Default 0.01.
+            temperature: tau, at least 0.025. Default 0.1.
+            contrastive_tokens: the most tokens of a sequence that the contrastive loss looks at. Default 64.
+        """
+
+        num_experts: int = option(8, low=2, per_layer=True)
+        top_k: int = option(2, low=2)
+        balance: float = option(0.01, low=0)
+        contrastive: float = option(0.01, low=0)
+        temperature: float = option(0.1, low=0.025)
+        contrastive_tokens: int = option(64, low=2)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require_top_k(self, self.top_k)
+
+    config: Config
+
+    def build(self) -> None:
+        config, layer = self.config, self.layer
+        width = config.num_experts * config.r
+        self.down = nn.Parameter(torch.empty(width, layer.d_in))
+        self.up = nn.Parameter(torch.empty(layer.d_out, width))
+        self.router = Router(layer.d_in, config.num_experts, config, top_k=config.top_k, own_blocks=True)
+
+    def core_weight(self) -> Tensor | None:
+        """The Gram matrix of the B_e, of which the contrastive loss is made."""
+        if not self.config.contrastive:
+            return None
+        with torch.autocast(self.up.device.type, enabled=False):
+            return self.up.t() @ self.up
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        assert self.router is not None
+        assert x_BLX is not None
+        logits_BLE = self.router.noisy(x_BLX)
+        mixed_BLR = self.router.mix(h_BLR, logits_BLE, ctx)
+        if self.training and self.config.contrastive > 0:
+            loss = self._contrast(h_BLR, logits_BLE, ctx)
+            if loss is not None:
+                self.router.record(self.config.contrastive * loss)
+        return mixed_BLR
+
+    def _contrast(self, h_BLR: Tensor, logits_BLE: Tensor, ctx: Context) -> Tensor | None:
+        config, mask_BL = self.config, mask_of(ctx, h_BLR)
+        if mask_BL is not None:
+            # The samples as the mask has them: one task named for all of them has made them one.
+            h_BLR, logits_BLE = h_BLR.view(*mask_BL.shape, -1), logits_BLE.view(*mask_BL.shape, -1)
+        gram_BRR = self.shared_core(ctx)
+        place_BM, valid_BM = spread_tokens(mask_BL, h_BLR.shape[1], config.contrastive_tokens, h_BLR.device)
+        place_BM = place_BM.expand(len(h_BLR), -1)
+        h_BMR, logits_BME = (
+            rows.gather(1, place_BM.unsqueeze(2).expand(-1, -1, rows.shape[2])) for rows in (h_BLR, logits_BLE)
+        )
+        expert_BMK = logits_BME.topk(config.top_k).indices
+        h_BMER = h_BMR.to(gram_BRR.dtype).unflatten(2, (config.num_experts, config.r))
+        own_BMKE = torch.zeros_like(expert_BMK.unsqueeze(3).expand(-1, -1, -1, config.num_experts), dtype=h_BMER.dtype)
+        own_BMKE.scatter_(3, expert_BMK.unsqueeze(3), 1.0)
+        return contrastive_loss(
+            (own_BMKE.unsqueeze(4) * h_BMER.unsqueeze(2)).flatten(3).flatten(1, 2),
+            gram_BRR,
+            expert_BMK.flatten(1),
+            valid_BM.expand(len(h_BLR), -1).repeat_interleave(config.top_k, dim=1),
+            config.temperature,
+            ctx.recording,
+        )
+
+    @property
+    def records_penalty(self) -> bool:
+        return super().records_penalty or self.config.contrastive > 0
