@@ -1,6 +1,7 @@
 """ThanoRA (arXiv 2505.18640); entropies, SVD blocks and normalisation are a construction.
 
-C_t = X_t^T X_t / m,  p = its min(m, D) largest eigenvalues, divided by their sum,  H_t = -sum p log p / log min(m, D)
+C_t = X_t^T X_t / m;  p = its eigenvalues, divided by their sum (min(m, D) can differ from 0)
+H_t = -sum p log p / log min(m, D),  with 0 log 0 = 0
 r_c = floor(r / (T + 1));  r_t = 1 + the share of r - r_c - T by softmax_t(H_t / tau), rounded by largest remainder
 C'_t = C_t + 1e-2 tr(C_t) / D I;  U S V^T = svd(W0 C'_t);  B_t = U[:, :r_t] sqrt(S),  A_t = sqrt(S) V^T[:r_t] C'_t^-1
 y = W0 x + s * (sum_t B_t A_t x - sum_t B0_t A0_t x),  s = alpha / r,  A0 and B0 the frozen start of the SVD blocks
@@ -16,7 +17,7 @@ from torch import Tensor
 def spectral_entropy(X: Tensor) -> Tensor:
     """X (m, D), the inputs of one task; returns H_t, from 0 to 1."""
     m, D = X.shape
-    sigma = torch.linalg.eigvalsh(X.T @ X / m).flip(0)[: min(m, D)]
+    sigma = torch.linalg.eigvalsh(X.T @ X / m)
     p = [s_i / sigma.sum() for s_i in sigma if s_i > 0]
     return -torch.stack([p_i * torch.log(p_i) for p_i in p]).sum() / math.log(min(m, D))
 
