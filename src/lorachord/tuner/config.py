@@ -35,6 +35,7 @@ class LorachordConfig(PeftConfig):
         layers_to_transform, layers_pattern: restrict `target_modules` to some blocks, as in PEFT's LoraConfig.
         format_version: of the saved files; set by the library.
         base_fingerprint: what the adapter was trained on, to refuse another base; set by the library.
+        centroids: of the training prompts' embeddings, of a method that routes by them; set by `fit_intuition`.
 
     Raises:
         ValueError: unknown method or option (the nearest is named), values out of range, missing or repeated tasks,
@@ -52,6 +53,7 @@ class LorachordConfig(PeftConfig):
     target_parameters: None = None
     format_version: int = FORMAT_VERSION
     base_fingerprint: dict[str, Any] | None = None
+    centroids: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,7 +86,7 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         out: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged or self.shared.prompts.embedding:
             return out
         for name in self.active_adapters:
             if name in self.lorachord_adapter:

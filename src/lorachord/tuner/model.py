@@ -11,6 +11,7 @@ from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from lorachord.core.layer import LayerSpec
+from lorachord.core.prompt import PromptLevel
 from lorachord.core.registry import get_method
 from lorachord.core.words import suggest
 from lorachord.tuner.config import LorachordConfig
@@ -45,6 +46,7 @@ class LorachordModel(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         assert isinstance(config, LorachordConfig)
+        _check_prompts(model, config)
         layers = plan(model, config)
         names = {layer.name for layer in layers}
         for module in sorted(config.method_config.modules - names):
@@ -58,7 +60,7 @@ class LorachordModel(BaseTuner):
         self._layers: dict[str, LayerSpec] = {layer.name: layer for layer in layers}
         self._shared = next((layer.shared for layer in adapted_layers(model)), None) or SharedState()
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
-        self._shared.add_adapter(model, adapter_name, config.task_names)
+        self._shared.add_adapter(model, adapter_name, config)
 
     def _create_and_replace(
         self,
@@ -96,6 +98,7 @@ class LorachordModel(BaseTuner):
         super().delete_adapter(adapter_name)
         for shared in states_of(self.model):
             shared.task_names.pop(adapter_name, None)
+            shared.prompts.forget(adapter_name)
 
     def _check_merge_allowed(self) -> None:
         """PEFT's check knows no adapter names; `check_merge`, which does, has been called before."""
@@ -162,6 +165,15 @@ class LorachordModel(BaseTuner):
             if key.endswith(".task_digest"):
                 config.task_names.check_digest(value)
         return renamed
+
+
+def _check_prompts(model: nn.Module, config: LorachordConfig) -> None:
+    seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if seq2seq and issubclass(get_method(config.method), PromptLevel):
+        raise ValueError(
+            f"{config.method} chooses by the prompt, which the decoder of {type(model).__name__} does not read: "
+            "take a decoder-only model or an encoder, or another method."
+        )
 
 
 def tied_targets(model: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the adapted layers of one model share: the tasks of the current forward pass, for each adapter name.
+"""What the adapted layers of one model share: tasks and prompts of the current forward pass, for each adapter name.
 
 One hook on the model that was injected into prepares every forward pass. It is the only place that all roads pass (a
 PeftModel, the bare model after `load_adapter`, `generate`), and it is where gradient checkpointing, which Trainer turns
@@ -7,10 +7,11 @@ on long after the adapter was attached, is taught to recompute under the tasks o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,6 +21,10 @@ from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.tasks import TaskNames, Tasks
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.layer import LorachordLinear
+from lorachord.tuner.prompts import Given, Prompts
+
+if TYPE_CHECKING:
+    from lorachord.tuner.config import LorachordConfig
 
 TASKS_KEYWORD = "lorachord_tasks"
 HEADS = ""
@@ -35,7 +40,8 @@ class SharedState:
         recording: the adapters whose penalty is recorded in the forward pass.
         unverified: the adapters whose saved task order has not been compared with their task names yet.
         named: the contexts that `on_task` has set; replaced, never changed.
-        contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask.
+        contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask and prompts.
+        prompts: for adapters that choose by prompt.
     """
 
     def __init__(self) -> None:
@@ -45,24 +51,28 @@ class SharedState:
         self.named: Contexts = {}
         self.contexts: Contexts = {}
         self.checkpointed: list[nn.Module] = []
+        self.prompts = Prompts()
 
-    def add_adapter(self, model: nn.Module, name: str, task_names: TaskNames) -> None:
+    def add_adapter(self, model: nn.Module, name: str, config: LorachordConfig) -> None:
         """Take up an adapter that was put into `model`, and hook the model if that is the first."""
-        self.task_names[name] = task_names
+        self.task_names[name] = config.task_names
         self.unverified.add(name)
-        adapters = [layer.lorachord_adapter[name] for layer in adapted_layers(model) if name in layer.lorachord_adapter]
+        adapters: list[Any] = [
+            layer.lorachord_adapter[name] for layer in adapted_layers(model) if name in layer.lorachord_adapter
+        ]
         # The name may have been another adapter's before.
         self.recording.discard(name)
         if any(adapter.records_penalty for adapter in adapters):
             self.recording.add(name)
+        self.prompts.add_adapter(name, adapters, config)
         self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-        if not self._hooks_of(model):
+        if not self.hooks_of(model):
             model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
             model.register_forward_hook(self.after_forward, always_call=True)
 
     def uninstall(self, model: nn.Module) -> None:
         """Take everything back that has been put into `model`."""
-        for key in self._hooks_of(model):
+        for key in self.hooks_of(model):
             model._forward_pre_hooks.pop(key, None)
             model._forward_pre_hooks_with_kwargs.pop(key, None)
             model._forward_hooks.pop(key, None)
@@ -72,24 +82,31 @@ class SharedState:
             if isinstance(wrapped, TaskCheckpoint):
                 vars(module)["_gradient_checkpointing_func"] = wrapped.checkpoint
 
-    def _hooks_of(self, model: nn.Module) -> list[int]:
+    def hooks_of(self, model: nn.Module) -> list[int]:
+        """The keys of the hooks that a state has put on `model`."""
         hooks = [*model._forward_pre_hooks.items(), *model._forward_hooks.items()]
         return [key for key, hook in hooks if isinstance(getattr(hook, "__self__", None), SharedState)]
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The hook: settle the contexts of this pass."""
+        if self.prompts.embedding:
+            return args, kwargs
         if self.unverified:
             self._verify_tasks(model)
         contexts = self.named
         if TASKS_KEYWORD in kwargs:
             tasks = kwargs.pop(TASKS_KEYWORD)
             contexts = self.resolve(tasks, active_adapters(model))
-        mask = kwargs.get("attention_mask")
+        named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs if args else kwargs
+        mask = named.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask_BL = mask.bool()
             contexts = {
                 name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in self.task_names
             }
+        looking = self._looking(model)
+        if looking:
+            contexts = self.prompts.settle(model, named, looking, contexts)
         self.contexts = contexts
         if model.training and torch.is_grad_enabled():
             self._check_batch(args, kwargs)
@@ -98,7 +115,17 @@ class SharedState:
 
     def after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The hook: what was settled for this pass ends with it."""
+        if self.prompts.embedding:
+            return
         self.contexts = self.named
+        self.prompts.finish(output)
+
+    def _looking(self, model: nn.Module) -> list[str]:
+        # Only adapters that act: what looks at nothing needs no prompt.
+        if not self.prompts.encoders:
+            return []
+        layer = next(adapted_layers(model))
+        return [] if layer.disable_adapters else [n for n in layer.active_adapters if n in self.prompts.encoders]
 
     def _verify_tasks(self, model: nn.Module) -> None:
         # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.
@@ -167,7 +194,9 @@ def states_of(model: nn.Module) -> list[SharedState]:
 
 
 @contextmanager
-def on_task(model: nn.Module, tasks: Tasks) -> Iterator[None]:
+def on_task(
+    model: nn.Module, tasks: Tasks | None, *, prompt_mask: Tensor | None = None, embedding: Tensor | None = None
+) -> Iterator[None]:
     """Within this block, the samples of every forward pass through `model` have these tasks.
 
     The backward pass may lie outside the block, also under gradient checkpointing, whose recompute sees the tasks of
@@ -176,7 +205,11 @@ def on_task(model: nn.Module, tasks: Tasks) -> Iterator[None]:
     Args:
         model: a model with an adapter, however wrapped.
         tasks: a task name or index for the whole batch; or one per sample, as a list of names or of indices, or as a
-            LongTensor (B,). Indices are positions in the adapter's task list.
+            LongTensor (B,). Indices are positions in the adapter's task list. None leaves the tasks as they are.
+        prompt_mask: for methods that choose once for each prompt: True for its tokens (B, L); tokens beyond the mask
+            are no part of it. Default: of a decoder's pass with `labels`, the tokens before the first that counts; else
+            all that are not padding. In passes that go on from a cache, the prompt is what the first pass has read.
+        embedding: of the prompts (B, F), for methods that look at it (mor1e). Default: made by the frozen base.
 
     Raises:
         ValueError: the active adapter has no such task, or `model` has no adapter.
@@ -186,35 +219,16 @@ def on_task(model: nn.Module, tasks: Tasks) -> Iterator[None]:
         raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
     active = [*active_adapters(model), HEADS]
     # Resolve all before any is set: an error leaves everything as it was.
-    entered = [(state, state.named, state.resolve(tasks, active)) for state in states]
-    for state, _, contexts in entered:
+    entered = [
+        (state, state.named, state.prompts.given, state.named if tasks is None else state.resolve(tasks, active))
+        for state in states
+    ]
+    for state, _, _, contexts in entered:
         state.named = state.contexts = contexts
+        state.prompts.given = Given(prompt_mask, embedding)
     try:
         yield
     finally:
-        for state, previous, _ in entered:
+        for state, previous, given, _ in entered:
             state.named = state.contexts = previous
-
-
-def penalty(model: nn.Module) -> Tensor:
-    """The sum of the active adapters' penalties after a forward pass: a scalar to add to the loss, 0 where none is.
-
-    Raises:
-        ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.
-    """
-    terms = []
-    for layer in adapted_layers(model):
-        for adapter in layer.active():
-            term = adapter.penalty()
-            if term is None:
-                continue
-            graphless = torch.is_grad_enabled() and not term.requires_grad
-            if graphless and any(parameter.requires_grad for parameter in adapter.parameters()):
-                raise ValueError(
-                    f"The penalty of {adapter.layer.name} was recorded without a graph and would train nothing. It was "
-                    "made under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
-                )
-            terms.append(term)
-    if not terms:
-        return torch.zeros((), device=next(model.parameters()).device)
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+            state.prompts.given = given

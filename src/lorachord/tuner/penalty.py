@@ -1,0 +1,32 @@
+"""The penalties of a model's active adapters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.tuner.state import adapted_layers
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """The sum of the active adapters' penalties after a forward pass: a scalar to add to the loss, 0 where none is.
+
+    Raises:
+        ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.
+    """
+    terms = []
+    for layer in adapted_layers(model):
+        for adapter in layer.active():
+            term = adapter.penalty()
+            if term is None:
+                continue
+            graphless = torch.is_grad_enabled() and not term.requires_grad
+            if graphless and any(parameter.requires_grad for parameter in adapter.parameters()):
+                raise ValueError(
+                    f"The penalty of {adapter.layer.name} was recorded without a graph and would train nothing. It was "
+                    "made under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
+                )
+            terms.append(term)
+    if not terms:
+        return torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()

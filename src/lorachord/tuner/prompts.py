@@ -1,0 +1,227 @@
+"""What a forward pass tells methods that choose once for each prompt: which tokens are the prompt, and its embedding.
+
+A pass that goes on from a cache sees no prompt any more. So what the layers have read of the prompt is put on the cache
+itself: it lives as long, is copied with it, and interleaved generations cannot take each other's.
+
+Shapes: B samples, L tokens, F features of an embedding, C clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.core.prompt import PromptLevel
+from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
+
+if TYPE_CHECKING:
+    from lorachord.tuner.config import LorachordConfig
+
+IGNORED = -100
+"""transformers' label of a token that no loss is taken of."""
+ON_CACHE = "_lorachord_prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What `on_task` says of the prompts: True for their tokens (B, L), and their embeddings (B, F)."""
+
+    mask_BL: Tensor | None = None
+    embedding_BF: Tensor | None = None
+
+
+class Prompts:
+    """The prompts of the passes through one model.
+
+    Attributes:
+        given: what `on_task` says of them.
+        encoders: what embeds them, by adapter; None for an adapter that needs no embedding. Only adapters that choose
+            by prompt are in here.
+        centroids: (C, F) by adapter, once they are fitted.
+        configs: of all adapters; the centroids are saved in them.
+        embedding: whether a pass of the frozen base is under way, in which no adapter acts.
+    """
+
+    def __init__(self) -> None:
+        self.given = Given()
+        self.encoders: dict[str, str | None] = {}
+        self.centroids: dict[str, Tensor] = {}
+        self.configs: dict[str, LorachordConfig] = {}
+        self.embedding = False
+        self.unkept: dict[str, Context] | None = None
+
+    def add_adapter(self, name: str, adapters: list[Adapter], config: LorachordConfig) -> None:
+        """Take up an adapter, which may choose by prompt or not; the name may have been another's before."""
+        self.forget(name)
+        self.configs[name] = config
+        looking = next((adapter for adapter in adapters if isinstance(adapter, PromptLevel)), None)
+        if looking is not None:
+            self.encoders[name] = config.options["encoder"] if looking.embeds else None
+        if config.centroids is not None:
+            self.centroids[name] = unpack(config.centroids)
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of an adapter."""
+        self.encoders.pop(name, None)
+        self.centroids.pop(name, None)
+        self.configs.pop(name, None)
+
+    def fit(self, name: str, embeddings_NF: Tensor, seed: int) -> Tensor:
+        """Cluster the embeddings of an adapter's training prompts; the centroids are saved with its config."""
+        options = self.configs[name].options
+        self.centroids[name] = cluster(embeddings_NF, options["r1"] * options["r2"], seed)
+        self.configs[name].centroids = pack(self.centroids[name])
+        return self.centroids[name]
+
+    def settle(
+        self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], contexts: Mapping[str, Context]
+    ) -> dict[str, Context]:
+        """The contexts of a pass with all that the adapters called `names` need to know of the prompts.
+
+        Args:
+            inputs: the arguments of the pass, by name.
+
+        Raises:
+            ValueError: a mask or embeddings that do not fit the batch, no centroids, or a cache of unknown prompts.
+        """
+        size = _input(inputs).shape[:2]
+        cache = inputs.get("past_key_values")
+        contexts = dict(contexts)
+        if isinstance(cache, Cache) and cache.get_seq_length() > 0:
+            before: Mapping[str, Context] = vars(cache).get(ON_CACHE, {})
+            for name in names:
+                contexts[name] = _recalled(contexts.get(name, NO_CONTEXT), before.get(name), size, name)
+            return contexts
+        embedding_BF: Tensor | None = None
+        for name in names:
+            context = contexts.get(name, NO_CONTEXT)
+            mask_BL = self.mask_of(model, inputs)
+            cosines_BC = None
+            if self.encoders[name] is not None:
+                if embedding_BF is None:
+                    embedding_BF = self._embedding(name, model, inputs, mask_BL)
+                cosines_BC = self._cosines(name, embedding_BF)
+            # A graph must not hold on to what holds on to it: checkpoints remember contexts.
+            keeps = not (model.training and torch.is_grad_enabled())
+            contexts[name] = replace(
+                context, prompt_mask_BL=mask_BL, cosines_BC=cosines_BC, kept={} if keeps else None, recalled=None
+            )
+        kept = {name: contexts[name] for name in names if contexts[name].kept is not None}
+        if isinstance(cache, Cache):
+            vars(cache)[ON_CACHE] = kept
+        else:
+            self.unkept = kept
+        return contexts
+
+    def finish(self, output: Any) -> None:
+        """After a pass: put what it has kept on the cache that it has made, if any."""
+        kept, self.unkept = self.unkept, None
+        values = output.values() if isinstance(output, ModelOutput) else output if isinstance(output, tuple) else ()
+        cache = next((value for value in values if isinstance(value, Cache)), None)
+        if kept and cache is not None:
+            vars(cache)[ON_CACHE] = kept
+
+    def mask_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """True for the tokens of the prompts (B, L): as given, or before the labels of a decoder, or all."""
+        tokens, labels, attended = _input(inputs), inputs.get("labels"), inputs.get("attention_mask")
+        size = tokens.shape[:2]
+        if isinstance(attended, Tensor) and attended.shape == size:
+            mask_BL = attended.bool()
+        else:
+            mask_BL = torch.ones(size, dtype=torch.bool, device=tokens.device)
+        if self.given.mask_BL is not None:
+            return _fitted(self.given.mask_BL.to(tokens.device, torch.bool), size) & mask_BL
+        # In other models (a label for each token of an encoder's text) all tokens are there from the start.
+        writes = isinstance(model, PreTrainedModel) and model.can_generate()
+        if writes and isinstance(labels, Tensor) and labels.shape == size:
+            return prompt_before(labels) & mask_BL
+        return mask_BL
+
+    def _embedding(self, name: str, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
+        given = self.given.embedding_BF
+        if given is not None:
+            return _repeated(given.to(mask_BL.device), len(mask_BL), "an embedding")
+        if self.encoders[name] != "base":
+            raise ValueError(
+                f"The prompts of adapter {name!r} are embedded by {self.encoders[name]!r}: give their embeddings, "
+                "with lorachord.on_task(model, tasks, embedding=...)."
+            )
+        return self.embed(model, inputs, mask_BL)
+
+    def embed(self, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
+        """The frozen base's embeddings of prompts: (B, F), in one pass in which no adapter acts."""
+        self.embedding = True
+        try:
+            return base_embedding(model, inputs, mask_BL)
+        finally:
+            self.embedding = False
+
+    def _cosines(self, name: str, embedding_BF: Tensor) -> Tensor:
+        if name not in self.centroids:
+            raise ValueError(
+                f"Adapter {name!r} routes by clusters of prompts, and has none yet: call "
+                "lorachord.fit_intuition(model, batches) with the training prompts first."
+            )
+        centroids_CF = self.centroids[name].to(embedding_BF.device)
+        if embedding_BF.shape[-1] != centroids_CF.shape[1]:
+            raise ValueError(
+                f"The embeddings have {embedding_BF.shape[-1]} features, but those that adapter {name!r} was fitted on "
+                f"had {centroids_CF.shape[1]}."
+            )
+        return F.normalize(embedding_BF.float(), dim=-1) @ F.normalize(centroids_CF, dim=-1).t()
+
+
+def prompt_before(labels_BL: Tensor) -> Tensor:
+    """The tokens before the first that a loss is taken of: (B, L), True for the prompt (padding before it included).
+
+    The first token is never predicted, so it belongs to the prompt whatever its label.
+    """
+    counted_BL = labels_BL != IGNORED
+    counted_BL[:, 0] = False
+    return counted_BL.cumsum(1) == 0
+
+
+def _recalled(context: Context, before: Context | None, size: torch.Size, name: str) -> Context:
+    if before is None or before.prompt_mask_BL is None:
+        raise ValueError(
+            f"Adapter {name!r} chooses by the prompt, but this pass goes on from a cache whose prompt it has not seen: "
+            "let one pass with the adapter read the whole prompt first (in eval mode, or without gradients)."
+        )
+    cosines_BC = before.cosines_BC
+    mask_BL = _repeated(before.prompt_mask_BL[:, :1], size[0], "a prompt in the cache")
+    return replace(
+        context,
+        prompt_mask_BL=torch.zeros_like(mask_BL).expand(size),
+        cosines_BC=None if cosines_BC is None else _repeated(cosines_BC, size[0], "a prompt in the cache"),
+        recalled=before.kept,
+    )
+
+
+def _repeated(values: Tensor, num_samples: int, what: str) -> Tensor:
+    # Beams and several texts of one prompt repeat each sample in place.
+    if not len(values) or num_samples % len(values):
+        raise ValueError(f"{len(values)} samples have {what}, but the batch has {num_samples}.")
+    return values.repeat_interleave(num_samples // len(values), dim=0)
+
+
+def _fitted(mask_BL: Tensor, size: torch.Size) -> Tensor:
+    num_samples, length = size
+    if mask_BL.dim() != 2 or mask_BL.shape[1] > length:
+        raise ValueError(f"The prompt mask has shape {tuple(mask_BL.shape)}, but the input ({num_samples}, {length}).")
+    # What lies beyond the mask was written later.
+    return F.pad(_repeated(mask_BL, num_samples, "a prompt mask"), (0, length - mask_BL.shape[1]))
+
+
+def _input(inputs: Mapping[str, Any]) -> Tensor:
+    values = (inputs.get("input_ids"), inputs.get("inputs_embeds"), *inputs.values())
+    return next(value for value in values if isinstance(value, Tensor))
