@@ -76,8 +76,8 @@ SWAP = of([[0, 1], [1, 0]])
 
 
 def test_contrastive_loss_by_hand() -> None:
-    # The first output is orthogonal to its positive and equal to the negative: log(1 + e^2). The second is orthogonal to
-    # both: log 2. The third has no positive. B is large, so that the 1e-6 below |q| does not show.
+    # The first output is orthogonal to its positive and equal to the negative: log(1 + e^2). The second is orthogonal
+    # to both: log 2. The third has no positive. B is large, so that the 1e-6 below |q| does not show.
     tokens, experts = torch.eye(2).double(), [[0], [0, 1]]
     arguments = dict(A=[torch.eye(2).double()] * 2, B=[1e4 * torch.eye(2).double(), 1e4 * SWAP], tau=0.5)
     wanted = (math.log(1 + math.exp(2)) + LN2) / 2
