@@ -4,10 +4,12 @@ vectors = TaskVectors.from_adapters(base, {"cola": folder_a, "sst2": folder_b})
 model = lorachord.fuse(vectors, Average())          # a PeftModel with one plain LoRA
 """
 
+from lorachord.fusion.adamerging import AdaMerging as AdaMerging
 from lorachord.fusion.arithmetic import Average as Average
 from lorachord.fusion.arithmetic import Dare as Dare
 from lorachord.fusion.arithmetic import TaskArithmetic as TaskArithmetic
 from lorachord.fusion.arithmetic import Ties as Ties
+from lorachord.fusion.concrete import Concrete as Concrete
 from lorachord.fusion.inputs import Inputs as Inputs
 from lorachord.fusion.merged import Merged as Merged
 from lorachord.fusion.method import FusionMethod as FusionMethod
