@@ -33,13 +33,13 @@ def base_embedding(model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor)
         for module in training:
             module.training = False
         with torch.no_grad():
-            states_BLF = body(**given, attention_mask=mask_BL.long()).last_hidden_state.float()
+            states_BLF: Tensor = body(**given, attention_mask=mask_BL.long()).last_hidden_state
     finally:
         for module in training:
             module.training = True
     # Not a product with the mask: what stands at padding may not be a number.
-    sums_BF = states_BLF.masked_fill(~mask_BL.unsqueeze(-1), 0).sum(1)
-    return F.normalize(sums_BF, dim=-1)
+    states_BLF = states_BLF.masked_fill(~mask_BL.unsqueeze(-1), 0)
+    return F.normalize(states_BLF.to(torch.promote_types(states_BLF.dtype, torch.float32)).sum(1), dim=-1)
 
 
 def cluster(embeddings_NF: Tensor, num_clusters: int, seed: int) -> Tensor:

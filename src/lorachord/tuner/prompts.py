@@ -172,13 +172,14 @@ class Prompts:
                 f"Adapter {name!r} routes by clusters of prompts, and has none yet: call "
                 "lorachord.fit_intuition(model, batches) with the training prompts first."
             )
-        centroids_CF = self.centroids[name].to(embedding_BF.device)
+        embedding_BF = embedding_BF.to(torch.promote_types(embedding_BF.dtype, torch.float32))
+        centroids_CF = self.centroids[name].to(embedding_BF)
         if embedding_BF.shape[-1] != centroids_CF.shape[1]:
             raise ValueError(
                 f"The embeddings have {embedding_BF.shape[-1]} features, but those that adapter {name!r} was fitted on "
                 f"had {centroids_CF.shape[1]}."
             )
-        return F.normalize(embedding_BF.float(), dim=-1) @ F.normalize(centroids_CF, dim=-1).t()
+        return F.normalize(embedding_BF, dim=-1) @ F.normalize(centroids_CF, dim=-1).t()
 
 
 def prompt_before(labels_BL: Tensor) -> Tensor:

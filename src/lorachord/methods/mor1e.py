@@ -1,0 +1,100 @@
+"""Intuition-MoR1E: every pair of a row of A and a column of B is an expert of rank one, gated by token and by prompt.
+
+    y = W0 x + sigmoid(100 g) B (R^T (A drop(x)))
+    R = r1 r2 w softmax(W_r x) + 4 (1 - w) c,  w = sigmoid(100 omega),  as a row-major (r1, r2) matrix
+
+Liu et al., "Intuition-aware Mixture-of-Rank-1-Experts for Parameter Efficient Finetuning" (arXiv 2404.08985; T-REX). c
+holds the cosines of the prompt's embedding to the r1 r2 centroids of the training prompts' embeddings. A starts
+Kaiming-uniform; B, W_r, g and omega start at 0; there is no alpha / r.
+
+Differs from the authors' code: the embedding is by default the mean of the frozen base's last hidden states over the
+prompt, so that no second model is needed; their constant 32 is r1 r2, its value there; weight decay never touches g and
+omega.
+
+Shapes: r1 rows of A, r2 columns of B; B samples, L rows of one sample; C = r1 r2 experts and clusters.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.context import Context
+from lorachord.core.prompt import PromptLevel
+from lorachord.core.registry import register
+from lorachord.core.settings import MethodConfig, option
+
+STEEPNESS = 100.0
+COSINES = 4.0
+
+
+@register
+@final
+class MoR1E(PromptLevel):
+    """`down` is A (r1, d_in), `up` is B (d_out, r2), `router` W_r (r1 r2, d_in), `gate` g (1,), `share` omega (1,)."""
+
+    method = "mor1e"
+    paper = "Intuition-MoR1E, T-REX (arXiv 2404.08985)"
+    embeds = True
+    parameters_formula = "(r1 + r1*r2)*d_in + r2*d_out + 2"
+    no_decay = ("gate", "share")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MethodConfig):
+        """
+        Args:
+            r1: rows of A. Default 4.
+            r2: columns of B. Default 8; prompts fall into r1 r2 clusters.
+            encoder: what embeds prompts: `base` (default), the frozen base itself; or the name of another model, which
+                recipes load, and whose embeddings are elsewhere given to `on_task(..., embedding=...)`.
+        """
+
+        r1: int = option(4, low=1)
+        r2: int = option(8, low=1)
+        encoder: str = option("base")
+
+    config: Config
+
+    def build(self) -> None:
+        (r1, r2), layer = (self.config.r1, self.config.r2), self.layer
+        self.down = nn.Parameter(torch.empty(r1, layer.d_in))
+        self.up = nn.Parameter(torch.empty(layer.d_out, r2))
+        self.router = nn.Parameter(torch.empty(r1 * r2, layer.d_in))
+        self.gate = nn.Parameter(torch.empty(1))
+        self.share = nn.Parameter(torch.empty(1))
+
+    def reset(self) -> None:
+        super().reset()
+        for parameter in (self.router, self.gate, self.share):
+            nn.init.zeros_(parameter)
+
+    @property
+    def scale(self) -> float:
+        return 1.0
+
+    def up_weight(self) -> Tensor:
+        return self.up * torch.sigmoid(STEEPNESS * self.gate)
+
+    def router_weight(self) -> Tensor:
+        return self.router
+
+    def core_weight(self) -> Tensor:
+        return torch.sigmoid(STEEPNESS * self.share)
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        assert x_BLX is not None
+        if ctx.cosines_BC is None:
+            raise ValueError(
+                f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
+            )
+        shape, cosines_BC = (self.config.r1, self.config.r2), ctx.cosines_BC
+        h_BLR, logits_BLC = (self.by_sample(rows, len(cosines_BC)) for rows in (h_BLR, x_BLX))
+        wide = torch.promote_types(logits_BLC.dtype, torch.float32)
+        tokens_BLRS = torch.softmax(logits_BLC.to(wide), dim=-1).unflatten(-1, shape).to(h_BLR.dtype)
+        by_token_BLS = (h_BLR.unsqueeze(-2) @ tokens_BLRS).squeeze(-2)
+        by_prompt_BLS = h_BLR @ cosines_BC.unflatten(-1, shape).to(h_BLR)
+        share_B11 = self.shared_core(ctx).unsqueeze(-1).to(h_BLR.dtype)
+        num_experts = shape[0] * shape[1]
+        mixed_BLS: Tensor = num_experts * share_B11 * by_token_BLS + COSINES * (1 - share_B11) * by_prompt_BLS
+        return mixed_BLS
