@@ -72,8 +72,13 @@ class MTLLoRA(Adapter):
         wide = torch.promote_types(self.mixture.dtype, torch.float32)
         share_TU = torch.softmax(self.mixture.to(wide) / self.config.temperature, dim=-1)
         square_TRR = self.transform if self.transform.dim() == 3 else torch.diag_embed(self.transform)
-        matrix_TSR = (share_TU[:, :, None, None] * square_TRR[:, None].to(wide)).flatten(1, 2)
+        # The matrices are tiny, so what counts is the number of operations, and a product is one in both directions.
+        matrix_TUQ = torch.bmm(share_TU.unsqueeze(2), square_TRR.to(wide).flatten(1).unsqueeze(1))
+        matrix_TSR = matrix_TUQ.view(len(share_TU), -1, self.config.r)
         if self.config.unknown_task == "mean":
             # The task id T, one past the last, stands for every task that was not trained.
             matrix_TSR = torch.cat([matrix_TSR, matrix_TSR.mean(0, keepdim=True)])
-        return h_BLR @ matrix_TSR.to(h_BLR.dtype).index_select(0, ctx.task_ids_B).transpose(1, 2)
+        matrix_BRS = matrix_TSR.to(h_BLR.dtype).index_select(0, ctx.task_ids_B).mT
+        # One task may stand for all samples.
+        mixed = torch.bmm(h_BLR.reshape(len(matrix_BRS), -1, self.config.r), matrix_BRS)
+        return mixed.view(*h_BLR.shape[:2], -1)
