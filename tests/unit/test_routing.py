@@ -2,35 +2,54 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.routing import Router, balance_loss
+from lorachord.core.routing import Router, RouterConfig, share
 from tests.reference import hydralora, mosld
 
 ONE = torch.ones(3, 5, 1, dtype=torch.float64)
 """With h = 1 a router returns its gates."""
 
 
-def make_router(top_k: int | None, balance: float = 0.5) -> Router:
-    router = Router(6, 4, top_k=top_k, balance=balance).double()
-    torch.nn.init.normal_(router.weight)
+def make_router(top_k: int | None = None, **settings: float) -> Router:
+    router = Router(6, 4, RouterConfig(**settings), top_k=top_k).double()
+    nn.init.normal_(router.weight)
     return router
+
+
+def make_grouped(groups: int = 3, num_experts: int = 4, **settings: float) -> tuple[Router, list[Router]]:
+    """A router of several groups, and the routers of one group each that it stands for."""
+    grouped = Router(6, num_experts, RouterConfig(**settings), groups=groups).double()
+    nn.init.normal_(grouped.weight)
+    singles = []
+    for group in range(groups):
+        single = Router(6, num_experts, RouterConfig(**settings)).double()
+        single.weight.data.copy_(grouped.weight.detach()[group::groups])
+        singles.append(single)
+    return grouped, singles
 
 
 def rows() -> Tensor:
     return torch.randn(3, 5, 6, dtype=torch.float64)
 
 
-def mix(router: Router, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
-    return router.mix(h, x @ router.weight.T, ctx)
+def mix(router: Router, h: Tensor, x: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
+    return router.mix(h, router.noisy(x @ router.weight.T), ctx)
+
+
+def penalty(router: Router) -> Tensor:
+    found = router.penalty()
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("top_k", [None, 2, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> None:
-    router, x = make_router(top_k), rows()
+    router, x = make_router(top_k, balance=0.5), rows()
     mask = torch.rand(3, 5) > 0.3 if masked else None
     mix(router, ONE, x, Context(token_mask_BL=mask))
     flat_x, flat = x.reshape(15, 6), None if mask is None else mask.reshape(15)
@@ -40,40 +59,102 @@ def test_balance_loss_equals_the_naive_one(top_k: int | None, masked: bool) -> N
         if top_k is None
         else mosld.balance_loss(flat_x, router=weight, k=top_k, mask=flat)
     )
-    found = router.penalty()
-    assert found is not None
-    torch.testing.assert_close(found, 0.5 * naive)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, weight)[0] for loss in (found, 0.5 * naive)))
+    torch.testing.assert_close(penalty(router), 0.5 * naive)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, weight)[0] for loss in (penalty(router), 0.5 * naive)))
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_z_loss_is_the_mean_of_logsumexp_squared(top_k: int | None, masked: bool, balance: float) -> None:
+    router, x = make_router(top_k, balance=balance, z=0.3), rows()
+    mask = torch.rand(3, 5) > 0.3 if masked else torch.ones(3, 5, dtype=torch.bool)
+    ctx = Context(token_mask_BL=mask if masked else None)
+    mix(router, ONE, x, ctx)
+    found = penalty(router)
+    expected = 0.3 * (x @ router.weight.T).logsumexp(-1).square()[mask].mean()
+    if balance:
+        without = copy.deepcopy(router)
+        without.config = RouterConfig(balance=balance)
+        without.weight = router.weight
+        mix(without, ONE, x, ctx)
+        expected = expected + penalty(without)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, router.weight)[0] for loss in (found, expected)))
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
 def test_balance_loss_is_1_at_balance_and_e_over_k_at_worst(top_k: int) -> None:
-    even = torch.full((4, 4), 0.25)
-    spread = torch.tensor([[(row - expert) % 4 < top_k for row in range(4)] for expert in range(4)]).float()
-    assert float(balance_loss(even, spread, None)[0]) == pytest.approx(1)
-    first = (torch.arange(4) < top_k).float().unsqueeze(1).expand(4, 4)
-    assert float(balance_loss(first / top_k, first, None)[0]) == pytest.approx(4 / top_k)
+    router = make_router(top_k, balance=1.0)
+    # Row n prefers experts n, n + 1, ... by so little that all have one probability.
+    spread = torch.tensor([[(expert - row) % 4 < top_k for expert in range(4)] for row in range(4)]).double()
+    router.mix(ONE[:1, :4], 1e-9 * spread.view(1, 4, 4), NO_CONTEXT)
+    assert float(penalty(router).detach()) == pytest.approx(1)
+    first = (torch.arange(4) < top_k).double().expand(1, 4, 4)
+    router.mix(ONE[:1, :4], 50 * first, NO_CONTEXT)
+    assert float(penalty(router).detach()) == pytest.approx(4 / top_k)
+
+
+def test_groups_are_routers_of_their_own_with_their_losses_meaned() -> None:
+    grouped, singles = make_grouped(balance=0.5, z=0.3)
+    x, h = rows(), torch.randn(3, 5, 6, dtype=torch.float64)
+    ctx = Context(token_mask_BL=torch.rand(3, 5) > 0.3)
+    # Slots 0 and 1 of h are the first group's.
+    found = mix(grouped, h, x, ctx).unflatten(-1, (4, 6))
+    apart = [mix(single, h[..., 2 * g : 2 * g + 2], x, ctx).unflatten(-1, (4, 2)) for g, single in enumerate(singles)]
+    torch.testing.assert_close(found, torch.cat(apart, dim=-1))
+    torch.testing.assert_close(penalty(grouped), torch.stack([penalty(single) for single in singles]).mean())
+    assert grouped.load is not None
+    torch.testing.assert_close(grouped.load, torch.stack([single.load for single in singles]))
+
+
+def test_collapsed_groups_do_not_look_balanced_together() -> None:
+    grouped, _ = make_grouped(groups=2, num_experts=2, balance=1.0)
+    # Each group is collapsed, on another expert.
+    logits = torch.tensor([50.0, -50.0, -50.0, 50.0], dtype=torch.float64).expand(3, 5, 4)
+    grouped.mix(torch.ones(3, 5, 2, dtype=torch.float64), logits, NO_CONTEXT)
+    assert float(penalty(grouped).detach()) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_own_blocks_are_gated_each_by_its_expert(top_k: int | None) -> None:
+    shared = make_router(top_k)
+    own = Router(6, 4, RouterConfig(), top_k=top_k, own_blocks=True).double()
+    own.weight.data.copy_(shared.weight.detach())
+    x, h = rows(), torch.randn(3, 5, 8, dtype=torch.float64)
+    gates = mix(shared, ONE, x)
+    torch.testing.assert_close(mix(own, h, x).unflatten(-1, (4, 2)), gates.unsqueeze(-1) * h.unflatten(-1, (4, 2)))
 
 
 def test_a_mask_of_other_rows_is_ignored() -> None:
-    router, x = make_router(2), rows()
+    router, x = make_router(2, balance=0.5), rows()
     losses = []
     for mask in (None, torch.zeros(3, 9, dtype=torch.bool)):
         mix(router, ONE, x, Context(token_mask_BL=mask))
-        losses.append(router.penalty())
+        losses.append(penalty(router))
     assert torch.equal(*losses)
+
+
+def test_a_batch_of_padding_alone_has_no_loss_and_no_nan() -> None:
+    router = make_router(2, balance=0.5, z=0.5)
+    mix(router, ONE, rows(), Context(token_mask_BL=torch.zeros(3, 5, dtype=torch.bool)))
+    (grad,) = torch.autograd.grad(penalty(router), router.weight)
+    assert float(penalty(router).detach()) == 0
+    assert not grad.any()
+    assert router.load is not None
+    assert not router.load.any()
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_gates_sum_to_1_and_top_k_keeps_k(top_k: int | None) -> None:
-    gates = mix(make_router(top_k), ONE, rows(), NO_CONTEXT)
+    gates = mix(make_router(top_k), ONE, rows())
     torch.testing.assert_close(gates.sum(-1), ONE[..., 0])
     assert set((gates > 0).sum(-1).unique().tolist()) == {top_k or 4}
 
 
 def test_an_expert_that_no_row_chose_gets_a_gradient_of_exactly_zero() -> None:
-    router = make_router(2, balance=0.0)
-    gates = mix(router, ONE, rows()[:, :1].expand(3, 5, 6), NO_CONTEXT)
+    router = make_router(2)
+    gates = mix(router, ONE, rows()[:, :1].expand(3, 5, 6))
     (gates * torch.randn_like(gates)).sum().backward()
     unused = (gates == 0).flatten(0, 1).all(0)
     assert unused.any()
@@ -81,34 +162,113 @@ def test_an_expert_that_no_row_chose_gets_a_gradient_of_exactly_zero() -> None:
     assert router.weight.grad[~unused].all()
 
 
-@pytest.mark.parametrize("top_k", [None, 2])
-@pytest.mark.parametrize("balance", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("groups", "own_blocks", "top_k"),
+    [(1, False, None), (1, False, 2), (1, True, 2), (1, True, None), (2, False, None)],
+)
+@pytest.mark.parametrize("losses", [{}, {"balance": 0.5}, {"z": 0.3}, {"balance": 0.5, "z": 0.3}])
 @pytest.mark.parametrize("rows_last", [False, True])
-def test_has_the_derivatives_of_its_formula(top_k: int | None, balance: float, rows_last: bool) -> None:
-    router, x = make_router(top_k, balance), rows().requires_grad_()
-    h = torch.randn(3, 5, 7, dtype=torch.float64)
+def test_has_the_derivatives_of_its_formula(
+    groups: int, own_blocks: bool, top_k: int | None, losses: dict[str, float], rows_last: bool
+) -> None:
+    router = Router(6, 4, RouterConfig(**losses), top_k=top_k, groups=groups, own_blocks=own_blocks).double()
+    nn.init.normal_(router.weight)
+    x = rows()[:2].requires_grad_()
+    h = torch.randn(2, 5, 8, dtype=torch.float64)
     h = (h.movedim(-1, 0).contiguous().movedim(0, -1) if rows_last else h).requires_grad_()
+    ctx = Context(token_mask_BL=torch.rand(2, 5) > 0.2)
 
     def function(h: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         probe = copy.deepcopy(router)
         del probe.weight
         probe.weight = weight
-        mixed, loss = mix(probe, h, x, NO_CONTEXT), probe.penalty()
+        mixed, loss = mix(probe, h, x, ctx), probe.penalty()
         return (mixed,) if loss is None else (mixed, loss)
 
-    assert gradcheck(function, (h, x, router.weight))
+    assert gradcheck(function, (h, x, router.weight), fast_mode=True)
 
 
 def test_nothing_is_recorded_in_eval_in_a_recompute_or_at_weight_0() -> None:
     x = rows()
-    router = make_router(2)
-    mix(router, ONE, x, NO_CONTEXT)
-    first = router.recorded
+    router = make_router(2, balance=0.5)
+    mix(router, ONE, x)
+    first, last, total = router.recorded, router.last, router.total
     assert first is not None
     mix(router, ONE, rows(), Context(recording=False))
-    assert router.recorded is first
-    mix(router.eval(), ONE, x, NO_CONTEXT)
+    assert (router.recorded is first, router.last is last, router.total is total) == (True, True, True)
+    mix(router.eval(), ONE, x)
     assert router.penalty() is None
-    unweighted = make_router(2, balance=0.0)
-    mix(unweighted, ONE, x, NO_CONTEXT)
+    unweighted = make_router(2)
+    mix(unweighted, ONE, x)
     assert unweighted.penalty() is None
+
+
+def test_noise_is_of_training_alone_and_of_its_standard_deviation() -> None:
+    router = make_router(noise=0.5)
+    logits = torch.zeros(50, 50, 4, dtype=torch.float64)
+    noise = router.noisy(logits)
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert router.eval().noisy(logits) is logits
+    assert make_router().noisy(logits) is logits
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recompute_draws_the_same_noise(reentrant: bool) -> None:
+    router, x, h = make_router(2, noise=0.5), rows(), torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        y = checkpoint(lambda h: mix(router, h, x), h, use_reentrant=reentrant) if checkpointing else mix(router, h, x)
+        # What is drawn between the forward pass and the recompute does not matter.
+        torch.rand(7)
+        y.square().sum().backward()
+        found.append((y.detach(), h.grad, router.weight.grad))
+        h.grad = router.weight.grad = None
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_the_load_counts_choices_without_padding() -> None:
+    router, x = make_router(2), rows()
+    mask = torch.rand(3, 5) > 0.3
+    gates = mix(router, ONE, x, Context(token_mask_BL=mask))
+    counts = (gates[mask] > 0).double().sum(0)
+    assert router.load is not None
+    torch.testing.assert_close(router.load, counts / counts.sum())
+    assert not router.load.requires_grad
+
+
+def test_the_load_of_a_dense_router_is_the_mean_of_its_gates() -> None:
+    router = make_router()
+    gates = mix(router, ONE, rows())
+    assert router.load is not None
+    torch.testing.assert_close(router.load, gates.detach().mean((0, 1)))
+
+
+def test_loads_add_up_until_they_are_forgotten() -> None:
+    router, one, other = make_router(2), rows(), rows()
+    counts = sum((mix(router, ONE, x) > 0).double().sum((0, 1)) for x in (one, other))
+    assert router.total is not None
+    torch.testing.assert_close(share(router.total), counts / 60)
+    router.forget_load()
+    assert (router.load, router.total) == (None, None)
+
+
+def test_loads_are_exact_under_autocast() -> None:
+    router = Router(6, 4, RouterConfig(balance=0.5), top_k=2)
+    # More rows than bfloat16 can count.
+    x, h = torch.randn(1, 1001, 6), torch.ones(1, 1001, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mix(router, h, x, Context(token_mask_BL=torch.ones(1, 1001, dtype=torch.bool)))
+    assert router.last is not None
+    assert float(router.last.sum()) == 2002
+
+
+def test_nothing_that_is_recorded_is_saved_and_copies_are_free_of_the_graph() -> None:
+    router = make_router(2, balance=0.5)
+    mix(router, ONE, rows())
+    assert router.state_dict().keys() == {"weight"}
+    twin = copy.deepcopy(router)
+    assert twin.penalty() is None
+    assert penalty(router).requires_grad

@@ -162,7 +162,10 @@ class Adapter(nn.Module, ABC):
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         h, seen = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
         if type(self).core is not Adapter.core:
-            num_samples = ctx.num_samples or (len(x) if x.dim() > 2 else 1)
+            num_samples = ctx.num_samples or 1
+            if num_samples == 1 and x.dim() > 2:
+                # No task was named, or one for all samples.
+                num_samples = len(x)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
             h = self.core(h.reshape(*batch, h.shape[-1]), seen.reshape(*batch, seen.shape[-1]), ctx)
             h = h.reshape(*x.shape[:-1], h.shape[-1])

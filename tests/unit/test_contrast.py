@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
+
+from lorachord.core.contrast import contrastive_loss, spread_tokens
+from tests.reference import moelora
+
+B, L, E, K, R, D, O = 3, 6, 4, 2, 2, 5, 7  # noqa: E741
+
+
+def parts() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Inputs (B, L, D), A's, B's, the experts of each token (B, L, K), and True for the tokens that count."""
+    x = torch.randn(B, L, D, dtype=torch.float64)
+    down, up = torch.randn(E * R, D, dtype=torch.float64), torch.randn(O, E * R, dtype=torch.float64)
+    chosen = torch.rand(B, L, E).topk(K).indices
+    # The second sequence has padding, and in the third one token is left, which has no positive.
+    valid = torch.ones(B, L, dtype=torch.bool)
+    valid[1, 4:] = valid[2, 1:] = False
+    return x, down.requires_grad_(), up.requires_grad_(), chosen, valid
+
+
+def ours(
+    x: Tensor, down: Tensor, up: Tensor, chosen: Tensor, valid: Tensor, tau: float = 0.1, recording: bool = True
+) -> Tensor | None:
+    own = torch.nn.functional.one_hot(chosen, E).to(x)
+    q = own.unsqueeze(-1) * (x @ down.T).view(B, L, 1, E, R)
+    gram = (up.T @ up).unsqueeze(0)
+    valid = valid.repeat_interleave(K, dim=1)
+    return contrastive_loss(q.reshape(B, L * K, E * R), gram, chosen.flatten(1), valid, tau, recording)
+
+
+def test_equals_the_naive_loss_and_its_gradients() -> None:
+    x, down, up, chosen, valid = parts()
+    naive = moelora.contrastive_loss(
+        [row[kept] for row, kept in zip(x, valid, strict=True)],
+        A=list(down.split(R)),
+        B=list(up.split(R, dim=1)),
+        chosen=[row[kept].tolist() for row, kept in zip(chosen, valid, strict=True)],
+        tau=0.1,
+    )
+    found = ours(x, down, up, chosen, valid)
+    torch.testing.assert_close(found, naive)
+    gradients = (torch.autograd.grad(loss, (down, up)) for loss in (found, naive))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_has_the_derivatives_of_its_formula_also_with_a_gram_for_each_sequence() -> None:
+    chosen = torch.rand(2, 4, E).topk(K).indices
+    valid = torch.rand(2, 4).repeat_interleave(K, 1) > 0.2
+    own = torch.nn.functional.one_hot(chosen, E).double().unsqueeze(-1)
+
+    def function(h: Tensor, up: Tensor) -> Tensor:
+        q = (own * h.view(2, 4, 1, E, R)).view(2, 4 * K, E * R)
+        found = contrastive_loss(q, up.mT @ up, chosen.flatten(1), valid, 0.5, True)
+        assert found is not None
+        return found
+
+    h = torch.randn(2, 4, E * R, dtype=torch.float64, requires_grad=True)
+    for grams in (1, 2):
+        up = torch.randn(grams, O, E * R, dtype=torch.float64, requires_grad=True)
+        assert gradcheck(function, (h, up))
+
+
+def test_is_finite_where_b_is_zero_and_there_is_little_difference() -> None:
+    x, down, up, chosen, valid = parts()
+    for scale, tau in ((0.0, 0.1), (1.0, 0.025), (1e6, 0.025)):
+        inputs = [(x / 100).float(), down.detach().float(), (scale * up.detach()).float()]
+        leaves = [leaf.requires_grad_() for leaf in inputs]
+        found = ours(*leaves, chosen, valid, tau)
+        assert found is not None
+        assert found.isfinite()
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(found, leaves))
+
+
+def test_without_a_term_it_is_zero() -> None:
+    x, down, up, chosen, valid = parts()
+    found = ours(x, down, up, chosen, torch.zeros_like(valid))
+    assert found is not None
+    assert not found.any()
+    assert not any(grad.any() for grad in torch.autograd.grad(found, (down, up)))
+
+
+def test_experts_that_differ_have_a_smaller_loss() -> None:
+    x, down, _, chosen, valid = parts()
+    apart = torch.block_diag(*[torch.ones(1, R, dtype=torch.float64)] * E)
+    together = torch.ones(E, E * R, dtype=torch.float64)
+    losses = [ours(x.abs(), down.abs(), up, chosen, valid) for up in (apart, together)]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0] < losses[1] / 10
+
+
+def test_a_recompute_gives_no_loss_and_the_gradients_of_the_forward_pass() -> None:
+    x, down, up, chosen, valid = parts()
+    calls = []
+
+    def function(x: Tensor) -> tuple[Tensor | None, Tensor]:
+        calls.append(None)
+        return ours(x, down, up, chosen, valid, recording=len(calls) == 1), 2 * x
+
+    plain = ours(x, down, up, chosen, valid)
+    assert plain is not None
+    expected = torch.autograd.grad(plain, (down, up))
+    loss, _ = checkpoint(function, x, use_reentrant=False)
+    found = torch.autograd.grad(loss, (down, up))
+    assert len(calls) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 8])
+def test_tokens_are_spread_evenly_over_those_that_count(limit: int) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    place, valid = spread_tokens(mask, 6, limit, mask.device)
+    for row in range(4):
+        tokens = mask[row].nonzero().flatten().tolist()
+        num = min(limit, len(tokens))
+        wanted = tokens if len(tokens) <= limit else [tokens[n * len(tokens) // num] for n in range(num)]
+        assert place[row][valid[row]].tolist() == wanted
+    every, all_valid = spread_tokens(None, 6, limit, mask.device)
+    assert torch.equal(every[0], place[0])
+    assert all_valid.all()
