@@ -4,8 +4,9 @@ A machine that does other things meanwhile speeds up and slows down by more than
 timed by itself: all cases run in one process, one step each per round and in a new order every round, and what is
 reported is the median over rounds of a case's time divided by a baseline's time *in the same round*.
 
-Import this before torch. By default idle OpenMP threads spin; beside other busy processes they then keep each other off
-the cores (seen on two cores: steps 18 times longer). It makes them sleep.
+Idle OpenMP threads spin, as they do in training. Beside other busy processes they then keep each other off the cores
+(seen on two cores: steps 18 times longer): on a busy machine, set OMP_WAIT_POLICY=passive, which makes them sleep, and
+small operations, adapters' among them, look dearer than they are.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Literal
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 Step = Callable[[], object]
 

@@ -22,14 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from harness import Options, Result, Step, interleave, parse_options, report
-
-# isort: split
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lorachord as lc
+from harness import Options, Result, Step, interleave, parse_options, report
 from lorachord.surgery.rules import OrthoLora
 from lorachord.surgery.surgeon import Surgeon
 from step_time import llama, minilm, saved_bytes_of
