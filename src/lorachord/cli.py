@@ -106,6 +106,42 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"A plain LoRA is in {folder}.")
 
 
+def _fuse(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from lorachord.runs.fuse import How, fuse_adapters, fusion_table, make_method
+
+    options: dict[str, Any] = {}
+    for setting in arguments.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes OPTION=VALUE; got {setting!r}.")
+        options[name] = yaml.safe_load(value)
+    for name in ("granularity", "protect"):
+        if getattr(arguments, name) is not None:
+            options[name] = getattr(arguments, name)
+    names = ("adapt_on", "shots", "batch_size", "max_rows", "split", "rank", "full", "seed")
+    found = fuse_adapters(
+        arguments.adapters,
+        arguments.out,
+        make_method(arguments.method, options),
+        base=arguments.base,
+        recipe=arguments.recipe,
+        data_dir=arguments.data,
+        how=How(**{name: getattr(arguments, name) for name in names}),
+    )
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    if found["adapted_on"] not in (None, "heldout"):
+        print(f"Adapted on the inputs of {found['adapted_on']}: its scores are no independent measure any more.")
+    if found["svd_error"] is not None:
+        print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
+    if "scores" in found:
+        print(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
+    print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from lorachord.runs.demo import demo
 
@@ -150,6 +186,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_folder", metavar="RUN")
     export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     export.set_defaults(run=_export)
+
+    fuse = commands.add_parser("fuse", help="make one plain LoRA of several finished adapters")
+    fuse.add_argument("adapters", nargs="*", metavar="ADAPTER", help="a folder or TASK=FOLDER: an adapter, or a run")
+    fuse.add_argument("--method", required=True, help="average, ties, adamerging, ...; see docs/fusion.md")
+    fuse.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
+    fuse.add_argument("--base", metavar="MODEL", help="what the adapters were trained on; default: that of the runs")
+    fuse.add_argument("--recipe", metavar="YAML", help="describes the tasks of adapters that are no runs")
+    fuse.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when the runs were made")
+    fuse.add_argument("--granularity", choices=("task", "layer", "fixed"), help="of the coefficients")
+    fuse.add_argument("--protect", nargs="+", metavar="LAYER", help="layers that are left to the base")
+    fuse.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the method")
+    fuse.add_argument("--rank", type=int, help="of the result; default: exact, or that of all adapters together")
+    fuse.add_argument("--full", action="store_true", help="save a whole model and no LoRA")
+    fuse.add_argument("--adapt-on", default="heldout", help="heldout (default), dev or test")
+    fuse.add_argument("--shots", type=int, default=16, help="labelled examples of each task, for r_mtllmf; default: 16")
+    fuse.add_argument("--batch-size", type=int, default=16, help="examples of a task in a batch; default: 16")
+    fuse.add_argument("--max-rows", type=int, default=512, help="examples of each task to adapt on; default: 512")
+    fuse.add_argument("--split", default="dev", choices=("val", "dev", "test"), help="what is scored; default: dev")
+    fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples; default: 0")
+    fuse.add_argument("--json", action="store_true", help="as JSON")
+    fuse.set_defaults(run=_fuse)
 
     demo = commands.add_parser("demo", help="train on generated tasks that contradict each other, and compare")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")

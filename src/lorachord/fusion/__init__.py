@@ -16,3 +16,8 @@ from lorachord.fusion.method import FusionMethod as FusionMethod
 from lorachord.fusion.method import fuse as fuse
 from lorachord.fusion.method import merge_vectors as merge_vectors
 from lorachord.fusion.task_vectors import TaskVectors as TaskVectors
+
+METHODS: dict[str, type[FusionMethod]] = {
+    cls.name: cls for cls in (Average, TaskArithmetic, Ties, Dare, AdaMerging, Concrete)
+}
+"""By their names on the command line."""
