@@ -17,6 +17,7 @@ Importing this package registers its adapter type with PEFT.
 import lorachord.fusion as fusion
 import lorachord.methods as methods
 from lorachord.attach import attach
+from lorachord.calibration import calibrate
 from lorachord.core.adapter import Adapter
 from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
 from lorachord.core.context import Context, Mixing
@@ -28,12 +29,13 @@ from lorachord.fusion import TaskVectors, fuse
 from lorachord.heads import TaskHeads, add_heads
 from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.tuner import LorachordConfig, fit_intuition, on_task, penalty, target_layers
+from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, target_layers
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Calibration",
     "Context",
     "Count",
     "Fit",
@@ -48,6 +50,7 @@ __all__ = [
     "add_heads",
     "all_methods",
     "attach",
+    "calibrate",
     "count_parameters",
     "export_lora",
     "fit_intuition",

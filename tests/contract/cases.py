@@ -1,14 +1,33 @@
 """The methods under contract: options that reach every branch, and how each one's parameters enter its reference."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor
 
+import lorachord as lc
 from lorachord.core.adapter import Adapter
-from tests.reference import hydralora, lora, malora, mode, moelora, mosld, mtl_lora, multilora
+from lorachord.core.context import Context
+from tests.reference import (
+    hydralora,
+    lora,
+    malora,
+    mixlora,
+    mode,
+    moelora,
+    mor1e,
+    mosld,
+    mtl_lora,
+    multilora,
+    thanora,
+)
+from tests.tiny_models import token_ids
 
+PROMPT_MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0], [1, 0, 0, 0, 0]]).bool()
+"""The prompts of a layer's four samples of five tokens, padded on either side."""
 Reference = Callable[[Adapter, Tensor, Tensor, list[int]], Tensor]
 
 
@@ -20,11 +39,17 @@ class Case:
         method: registered name.
         reference: (adapter, x_ND, W0_OD, task of each row) -> y_NO, the naive formula on the adapter's parameters.
         options: the method's options.
+        context: (adapter, context of the tasks) -> the same with what else a layer needs to know of `PROMPT_MASK`.
+        fit: what a model needs after `lc.attach`.
+        scales: factors of parameters of one layer that live on another scale than 1.
     """
 
     method: str
     reference: Reference
     options: dict[str, Any] = field(default_factory=dict)
+    context: Callable[[Any, Context], Context] = lambda adapter, ctx: ctx
+    fit: Callable[[PeftModel], object] = lambda model: None
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -118,6 +143,72 @@ def of_moelora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Ten
     return moelora.forward(x, weight, A=downs, B=ups, router=router, k=k, **scale_of(adapter))
 
 
+def of_thanora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    sizes = [*adapter.ranks, adapter.config.r - adapter.own]
+    kept = adapter.config.init == "svd"
+    return thanora.forward(
+        x,
+        weight,
+        A=list(adapter.down.split(sizes)),
+        B=list(adapter.up.split(sizes, dim=1)),
+        A0=[adapter.down_start] if kept else [],
+        B0=[adapter.up_start] if kept else [],
+        s=adapter.scale,
+    )
+
+
+def prompt_masked(adapter: Any, ctx: Context) -> Context:
+    return replace(ctx, prompt_mask_BL=PROMPT_MASK)
+
+
+def of_mixlora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    W_A, W_B = adapter.router.chunk(2)
+    return mixlora.forward(
+        x.view(*PROMPT_MASK.shape, -1),
+        weight,
+        prompt_mask=PROMPT_MASK,
+        a=adapter.down,
+        b=adapter.up.T,
+        W_A=W_A,
+        W_B=W_B,
+        W_AB=adapter.router_pairs,
+        selection=adapter.config.selection,
+        alpha=adapter.config.alpha,
+    ).flatten(0, 1)
+
+
+def clusters(adapter: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings of the four prompts, and centroids."""
+    generator = torch.Generator().manual_seed(7)
+    made = torch.randn(4 + adapter.config.r1 * adapter.config.r2, 6, generator=generator, dtype=torch.float64)
+    return made[:4], made[4:]
+
+
+def with_cosines(adapter: Any, ctx: Context) -> Context:
+    embeddings, centroids = clusters(adapter)
+    return replace(ctx, cosines_BC=torch.cosine_similarity(embeddings[:, None], centroids, dim=-1))
+
+
+def fit_clusters(model: PeftModel) -> Tensor:
+    return lc.fit_intuition(model, [{"input_ids": token_ids(num_samples=12, length=4, seed=5)}])
+
+
+def of_mor1e(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    embeddings, centroids = clusters(adapter)
+    return mor1e.forward(
+        x,
+        weight,
+        A=adapter.down,
+        B=adapter.up,
+        router=adapter.router,
+        g=adapter.gate.squeeze(),
+        omega=adapter.share.squeeze(),
+        embeddings=embeddings.repeat_interleave(len(x) // 4, dim=0),
+        centroids=centroids,
+    )
+
+
+MOR1E = dict(context=with_cosines, fit=fit_clusters, scales={"gate": 0.05, "share": 0.05})
 CASES = [
     Case("lora", of_lora, {"r": 3}),
     Case("multilora", of_multilora, {"r": 2, "num_loras": 3}),
@@ -134,4 +225,9 @@ CASES = [
     Case("malora", of_malora, {"r": 2, "expert_rank": 3, "num_experts": [2, 3], "balance": 0.0, "init": "svd"}),
     Case("moelora", of_moelora, {"r": 2, "num_experts": 4, "contrastive": 0.5}),
     Case("moelora", of_moelora, {"r": 3, "num_experts": 3, "balance": 0.0, "contrastive": 0.0}),
+    Case("thanora", of_thanora, {"r": 8}),
+    Case("thanora", of_thanora, {"r": 5, "init": "kaiming", "allocation": "uniform", "side": "a"}),
+    Case("mixlora", of_mixlora, {"r": 3, "num_experts": 5}, context=prompt_masked),
+    Case("mixlora", of_mixlora, {"r": 2, "num_experts": 4, "selection": "frozen_hash"}, context=prompt_masked),
+    Case("mor1e", of_mor1e, {"r1": 2, "r2": 3}, **MOR1E),
 ]

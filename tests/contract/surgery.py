@@ -7,12 +7,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-import lorachord as lc
 from lorachord.core.adapter import Adapter
 from lorachord.surgery.rules import OrthoLora
 from lorachord.surgery.surgeon import FACTORS, Surgeon
 from tests.contract.cases import Case
-from tests.contract.contract import MIXED, TASKS, logits, make_model
+from tests.contract.contract import MIXED, TASKS, attach, logits, make_model
 from tests.tiny_models import tiny, token_ids
 
 ROWS = {task: [row for row, own in enumerate(MIXED) if own == task] for task in range(len(TASKS))}
@@ -145,7 +144,7 @@ class SurgeryContract:
             assert torch.equal(parameter.grad, wanted[key])
 
     def test_it_is_finite_at_step_0(self, case: Case) -> None:
-        model = lc.attach(tiny("llama"), case.method, tasks=TASKS, **case.options).train()
+        model = attach(case, tiny("llama")).train()
         surgeon = Surgeon(model)
         one_pass(model, surgeon)
         operation = surgeon.operate()
@@ -185,8 +184,9 @@ class SurgeryContract:
             model.zero_grad()
         for key, gradient in found[0].items():
             assert gradient.dtype == torch.float32
-            # Each segment is rounded to bfloat16 for itself.
-            torch.testing.assert_close(gradient, found[1][key], rtol=0.02, atol=0.02 * float(gradient.abs().max()))
+            # Each segment is rounded to bfloat16 for itself; in a single number (a gate) most of the sum may cancel.
+            slack = 0.02 if gradient.numel() > 1 else 0.2
+            torch.testing.assert_close(gradient, found[1][key], rtol=slack, atol=slack * float(gradient.abs().max()))
 
     def test_the_scale_of_the_loss_scales_the_result(self, case: Case) -> None:
         results = []

@@ -2,8 +2,8 @@
 
 A field may hold one value, or, where it is declared `per_layer`, a tuple of values that is spread evenly over the
 transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Where it is
-declared `per_module`, it may be a mapping from modules' names to values; modules that it does not name have the default.
-Its annotation is that of one value, which is what a layer sees after `at`.
+declared `per_module`, it may be a mapping from modules' names to values; a module that it does not name has the
+default. Its annotation is that of one value, which is what a layer sees after `at`.
 """
 
 from __future__ import annotations

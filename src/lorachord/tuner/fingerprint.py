@@ -46,8 +46,11 @@ def _sample(module: nn.Module) -> list[float] | None:
     return [float(f"{value:.6g}") for value in values]
 
 
-def check_base(saved: dict[str, Any], found: dict[str, Any]) -> None:
+def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This adapter") -> None:
     """Compare a saved fingerprint with that of the base at hand.
+
+    Args:
+        what: what was saved with it, for the message.
 
     Raises:
         ValueError: the adapted layers have other names or sizes, or unrelated weights.
@@ -57,7 +60,7 @@ def check_base(saved: dict[str, Any], found: dict[str, Any]) -> None:
     """
     if saved["shapes"] != found["shapes"]:
         raise ValueError(
-            "This adapter was made for another base model: the layers that it adapts have other names or sizes here. "
+            f"{what} was made for another base model: the layers that it adapts have other names or sizes here. "
             "Load the base that its model card names."
         )
     if saved["sample"] is None or found["sample"] is None:
@@ -66,12 +69,12 @@ def check_base(saved: dict[str, Any], found: dict[str, Any]) -> None:
     distance = float((ours - theirs).norm() / ours.norm().clamp_min(1e-12))
     if distance > OTHER_BASE:
         raise ValueError(
-            "This adapter was made for another base model: its layers have the same sizes, but other weights "
+            f"{what} was made for another base model: its layers have the same sizes, but other weights "
             f"(relative distance {distance:.2g}). Load the base that its model card names."
         )
     if distance > OTHER_CHECKPOINT:
         warnings.warn(
-            "The base model's weights are not those that this adapter was made for (relative distance "
-            f"{distance:.2g}): another checkpoint of the same model?",
+            f"{what} was made for a base model of slightly other weights (relative distance {distance:.2g}): another "
+            "checkpoint of the same model?",
             stacklevel=2,
         )

@@ -1,0 +1,138 @@
+"""The front door: a plain model and some inputs of each task in, a calibration out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorachord.calibration.inputs import Batch, Limits, measure_inputs
+from lorachord.core.calibrated import Calibrated, FromInputs
+from lorachord.core.layer import LayerSpec
+from lorachord.core.registry import get_method
+from lorachord.core.words import suggest
+from lorachord.tuner.calibration import TARGETS, Calibration, plain
+from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.fingerprint import fingerprint
+from lorachord.tuner.targets import infer_task_type, plan
+
+
+def calibrate(
+    base: nn.Module,
+    method: str,
+    *,
+    tasks: Sequence[str],
+    batches: Mapping[str, Iterable[Batch]],
+    max_samples: int = 500,
+    limits: Limits | None = None,
+    **settings: Any,
+) -> Calibration:
+    """Measure what a method wants to know about its tasks: `lorachord.attach(..., calibration=calibrate(...))`.
+
+    Args:
+        base: the plain model; it is left as it was.
+        method: name of a method that is fitted to its tasks: `thanora`.
+        tasks: ordered, unique task names.
+        batches: model inputs (keyword arguments of `base`) of each task; padding is told by `attention_mask`.
+        max_samples: of each task, the first ones. Default 500.
+        limits: of memory; see `Limits`. Default: 2 GiB.
+        settings: the method's options, and `target_modules` and its like, as for `attach`.
+
+    Raises:
+        ValueError: a method that needs no calibration, batches that do not fit the tasks, or as for `attach`.
+    """
+    settings.setdefault("task_type", infer_task_type(base))
+    config = LorachordConfig.build(method, tasks=list(tasks), **settings)
+    cls = get_method(method)
+    if not issubclass(cls, Calibrated):
+        raise ValueError(f"{method} needs no calibration: attach it as it is.")
+    for task in batches:
+        config.task_names.index(task)
+    for task in tasks:
+        if task not in batches:
+            raise ValueError(f"There are no batches of the task {task!r}. {suggest(task, batches)}")
+    kept = {task: _first(task, batches[task], max_samples) for task in tasks}
+    layers = plan(base, config)
+    was_training = base.training
+    base.eval()
+    try:
+        assert issubclass(cls, FromInputs)
+        found, start, report = _from_inputs(cls, config, base, layers, kept, limits or Limits())
+    finally:
+        base.train(was_training)
+    samples = {task: sum(map(_size, own)) for task, own in kept.items()}
+    options = {key: value for key, value in config.options.items() if key not in found}
+    targets = {key: plain(settings[key]) for key in settings.keys() & set(TARGETS)}
+    return Calibration(
+        method=method,
+        tasks=tuple(tasks),
+        settings={**options, **targets},
+        found=found,
+        base_fingerprint=fingerprint(base, layers),
+        report={"samples": samples, **report},
+        start=start,
+    )
+
+
+def _from_inputs(
+    cls: type[FromInputs],
+    config: LorachordConfig,
+    base: nn.Module,
+    layers: Sequence[LayerSpec],
+    batches: Mapping[str, Sequence[Batch]],
+    limits: Limits,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Options and start of each layer that saw every task; the others keep the method's own."""
+    found: dict[str, dict[str, Any]] = {}
+    start: dict[str, dict[str, Tensor]] = {}
+    entropies: dict[str, dict[str, float]] = {}
+    for group, covariances in measure_inputs(base, layers, batches, limits):
+        if not all(covariance.num_rows for covariance in covariances):
+            continue
+        for layer in group:
+            try:
+                options, tensors = cls.from_inputs(
+                    config.method_config.at(layer), _weight(base.get_submodule(layer.name)), covariances
+                )
+            except ValueError as error:
+                raise ValueError(f"{layer.name}: {error}") from None
+            for name, value in options.items():
+                found.setdefault(name, {})[layer.name] = plain(value)
+            if tensors:
+                start[layer.name] = tensors
+            entropies[layer.name] = {task: own.entropy for task, own in zip(batches, covariances, strict=True)}
+    return found, start, {"entropies": entropies}
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """W0 (O, D), at least float32."""
+    weight: Tensor = dequantize_module_weight(module).detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
+def _size(batch: Batch) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+
+
+def _first(task: str, batches: Iterable[Batch], max_samples: int) -> list[Batch]:
+    """The batches that hold the first samples, the last of them cut."""
+    kept, room = [], max_samples
+    for batch in batches:
+        size = _size(batch)
+        if size > room:
+            batch = {
+                key: value[:room] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+                for key, value in batch.items()
+            }
+        kept.append(batch)
+        room -= size
+        if room <= 0:
+            break
+    if not kept:
+        raise ValueError(f"The task {task!r} has no batches.")
+    return kept

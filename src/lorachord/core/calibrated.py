@@ -1,0 +1,57 @@
+"""Methods that are fitted to their tasks before they are trained: what a calibration finds becomes options and a start.
+
+Shapes: D inputs and O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.covariance import Covariance
+from lorachord.core.settings import MethodConfig
+
+
+class Calibrated(Adapter, ABC):
+    """An adapter that `attach` makes from a calibration alone.
+
+    Attributes:
+        uncalibrated: the options with which it needs none.
+        decisive: the options that decide what a calibration finds.
+    """
+
+    uncalibrated: ClassVar[Mapping[str, Any]]
+    decisive: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def needs_calibration(cls, config: MethodConfig) -> bool:
+        """Whether a config has something to be found."""
+        return any(getattr(config, name) != value for name, value in cls.uncalibrated.items())
+
+    def begin(self, start: Mapping[str, Tensor]) -> None:
+        """Take the start that was found for this layer; the update is still zero. Default: there is none to take."""
+        raise NotImplementedError
+
+
+class FromInputs(Calibrated, ABC):
+    """Fitted to the inputs of its layers."""
+
+    @classmethod
+    @abstractmethod
+    def from_inputs(
+        cls, config: MethodConfig, weight_OD: Tensor, inputs: Sequence[Covariance]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The options of one layer by name, and its start, as `begin` takes it.
+
+        Args:
+            config: of this layer.
+            weight_OD: W0, in at least float32.
+            inputs: the covariance of the layer's inputs for each task.
+
+        Raises:
+            ValueError: the options do not fit the layer.
+        """

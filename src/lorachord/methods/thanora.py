@@ -1,0 +1,231 @@
+"""ThanoRA: a block of ranks for each task, more for tasks with richer inputs, kept apart while they train together.
+
+    y = W0 x + s * (B_c A_c x + sum_t (B_t A_t - B0_t A0_t) x),  s = alpha / r
+    C_t = X_t^T X_t / m + damping,  H_t = spectral entropy of X_t^T X_t / m
+    r_c = floor(r / (T + 1));   r_t = 1 + the share of r - r_c - T by softmax_t(H_t / tau), rounded by largest remainder
+    U S V^T = svd(W0 C_t);   A0_t = sqrt(S) V^T C_t^-1 = S^-1/2 U^T W0,  B0_t = U sqrt(S),  the r_t leading ones
+    SPR = lambda * sum_{t<u} |A_t A_u^T|_F^2 (and/or |B_t^T B_u|_F^2), rows of A and columns of B over
+          sqrt(|.|^2 + 1e-6): else shrinking them would do, and B = 0 has no direction
+
+"ThanoRA: Task Heterogeneity-Aware Multi-Task Low-Rank Adaptation" (arXiv 2505.18640). A construction: made from the
+paper's outline (ranks by the spectral entropy of activations, blocks from truncated SVDs beside a cooperative one, a
+penalty that keeps them apart), not from code of its authors. W0 is never written: the start of each block is kept,
+frozen, and taken off again.
+
+With D = A - A0 and E = B - B0, the update B A - B0 A0 is computed as [E, B0] [A; D], which is zero at the start to the
+bit, and does not lose small changes of large factors when they are rounded to bfloat16.
+
+Shapes: D inputs and O outputs of the layer; R = r; T tasks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core import init
+from lorachord.core.calibrated import FromInputs
+from lorachord.core.context import Mixing
+from lorachord.core.covariance import Covariance
+from lorachord.core.registry import register
+from lorachord.core.settings import MethodConfig, RankConfig, option
+
+OVERSAMPLING, ITERATIONS = 8, 8
+"""Of the randomised SVD: more directions than are kept, and passes over W0 C."""
+
+
+@register
+@final
+class ThanoRA(FromInputs):
+    """`down` stacks A_1..A_T and A_c (r, d_in), `up` B_1..B_T and B_c (d_out, r).
+
+    With `init: svd`, the buffers `down_start` and `up_start` are the A0_t and B0_t. They are not trained, but saved.
+    """
+
+    method = "thanora"
+    paper = "ThanoRA (arXiv 2505.18640)"
+    mixing = Mixing.STATIC
+    parameters_formula = "r*(d_in + d_out)"
+    # Decay would pull the blocks away from their start, whose update is zero.
+    no_decay = ("down", "up")
+    uncalibrated = {"allocation": "uniform", "init": "kaiming"}
+    decisive = ("r", "allocation", "init", "temperature")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """
+        Args:
+            r: ranks of all blocks together; at least one for each task. Default 16; per layer.
+            alpha: numerator of the scale `s = alpha / r`. Default 32; per layer.
+            allocation: ranks of the tasks by the `entropy` of their inputs (default), or `uniform`.
+            init: blocks start as `svd` of W0 and the tasks' inputs (default), or `kaiming`, with B zero.
+            temperature: tau. Default 0.1.
+            spr: lambda, weight of the penalty. Default 0.01.
+            side: what the penalty keeps apart: `a`, `b` or `both` (default).
+            ranks: r_1..r_T; the rest of r is r_c. Default: uniform; per module, as calibration finds them.
+        """
+
+        r: int = option(16, low=1, per_layer=True)
+        alpha: float = option(32.0, above=0, per_layer=True)
+        allocation: str = option("entropy", choices=("entropy", "uniform"))
+        init: str = option("svd", choices=("svd", "kaiming"))
+        temperature: float = option(0.1, above=0)
+        spr: float = option(0.01, low=0)
+        side: str = option("both", choices=("a", "b", "both"))
+        ranks: tuple[int, ...] = option((), items=int, low=1, per_module=True)
+
+    config: Config
+    down_start: Tensor
+    up_start: Tensor
+
+    def build(self) -> None:
+        layer, r, num_tasks = self.layer, self.config.r, self.num_tasks
+        ranks = self.config.ranks or share_ranks(r, [0.0] * num_tasks, self.config.temperature)
+        if len(ranks) != num_tasks or sum(ranks) > r:
+            raise ValueError(
+                f"{layer.name} has the ranks {list(ranks)}: give one for each of {num_tasks} tasks, at most r = {r} in "
+                "all."
+            )
+        self.own = sum(ranks)
+        self.ranks = tuple(ranks)
+        self.down = nn.Parameter(torch.empty(r, layer.d_in))
+        self.up = nn.Parameter(torch.empty(layer.d_out, r))
+        if self.config.init == "svd":
+            self.register_buffer("down_start", torch.empty(self.own, layer.d_in))
+            self.register_buffer("up_start", torch.empty(layer.d_out, self.own))
+
+    def reset(self) -> None:
+        super().reset()
+        if self.config.init == "svd":
+            # Until calibration says better, any start will do: the update is zero.
+            init.kaiming_uniform_(self.up[:, : self.own], fan_in=self.own)
+            self.begin({"down": self.down[: self.own], "up": self.up[:, : self.own]})
+
+    @torch.no_grad()
+    def begin(self, start: Mapping[str, Tensor]) -> None:
+        for name in ("down_start", "up_start"):
+            getattr(self, name).copy_(start[name.removesuffix("_start")])
+        self.down[: self.own] = self.down_start
+        self.up[:, : self.own] = self.up_start
+
+    @classmethod
+    def smallest_rank(cls, num_tasks: int) -> int:
+        return max(1, num_tasks)
+
+    @classmethod
+    def from_inputs(
+        cls, config: MethodConfig, weight_OD: Tensor, inputs: Sequence[Covariance]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        assert isinstance(config, cls.Config)
+        entropies = [covariance.entropy if config.allocation == "entropy" else 0.0 for covariance in inputs]
+        ranks = share_ranks(config.r, entropies, config.temperature)
+        if config.init == "kaiming":
+            return {"ranks": ranks}, {}
+        if max(ranks) > min(weight_OD.shape):
+            raise ValueError(
+                f"a task has rank {max(ranks)}, more than a weight {tuple(weight_OD.shape)} has: take a smaller r."
+            )
+        pairs = [blocks(weight_OD, *own) for own in zip(inputs, ranks, strict=True)]
+        return {"ranks": ranks}, {
+            "down": torch.cat([down for down, _ in pairs]),
+            "up": torch.cat([up for _, up in pairs], dim=1),
+        }
+
+    def down_weight(self) -> Tensor:
+        if self.config.init == "kaiming":
+            return self.down
+        return torch.cat([self.down, self.down[: self.own] - self.down_start])
+
+    def up_weight(self) -> Tensor:
+        if self.config.init == "kaiming":
+            return self.up
+        moved = self.up[:, : self.own] - self.up_start
+        return torch.cat([moved, self.up[:, self.own :], self.up_start], dim=1)
+
+    def penalty(self) -> Tensor | None:
+        if not self.config.spr:
+            return None
+        sides: dict[str, list[Tensor]] = {"a": [self.down], "b": [self.up.t()], "both": [self.down, self.up.t()]}
+        between_RR = between_tasks(self.ranks, self.config.r, self.down.device, self.down.dtype)
+        terms: list[Tensor] = [
+            _Apart.apply(rows_RX, between_RR, self.config.spr) for rows_RX in sides[self.config.side]
+        ]
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def share_ranks(r: int, entropies: Sequence[float], temperature: float) -> tuple[int, ...]:
+    """The ranks of the tasks.
+
+    Raises:
+        ValueError: no tasks, or fewer ranks than tasks.
+    """
+    num_tasks = len(entropies)
+    if num_tasks == 0:
+        raise ValueError("thanora has a block for each task: name them, as in tasks=['cola', 'sst2'].")
+    rest = r - r // (num_tasks + 1) - num_tasks
+    if rest < 0:
+        raise ValueError(
+            f"thanora has one rank for each task at least: r = {r} is too small, the smallest is {num_tasks}."
+        )
+    # On the CPU, whatever device the adapter is made on.
+    entropy_T = torch.tensor(entropies, dtype=torch.float64, device="cpu")
+    share_T = rest * torch.softmax(entropy_T / temperature, dim=0)
+    ranks = [1 + math.floor(share) for share in share_T]
+    left = r - r // (num_tasks + 1) - sum(ranks)
+    for task in (share_T - share_T.floor()).argsort(descending=True, stable=True)[:left].tolist():
+        ranks[task] += 1
+    return tuple(ranks)
+
+
+@cache
+def between_tasks(ranks: tuple[int, ...], r: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(R, R): 1 for two ranks of different tasks, 0 for two of one task or with the cooperative block."""
+    task_R = torch.tensor([task for task, own in enumerate(ranks) for _ in range(own)] + [-1] * (r - sum(ranks)))
+    between_RR = (task_R[:, None] != task_R) & (task_R[:, None] >= 0) & (task_R >= 0)
+    return between_RR.to(device, dtype)
+
+
+def blocks(weight_OD: Tensor, covariance: Covariance, rank: int) -> tuple[Tensor, Tensor]:
+    """A0_t (r_t, D) and B0_t (O, r_t). As V^T C^-1 = S^-1 U^T W0, nothing is inverted."""
+    product_OD = covariance.damped(weight_OD)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = min(rank + OVERSAMPLING, *product_OD.shape)
+        vectors, values, _ = torch.svd_lowrank(product_OD, q=size, niter=ITERATIONS)
+    vectors_OR = vectors[:, :rank]
+    # A zero is no direction of W0 C, hence none of W0.
+    root_R = values[:rank].clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    return vectors_OR.t() @ weight_OD / root_R[:, None], vectors_OR * root_R
+
+
+class _Apart(torch.autograd.Function):
+    """lambda / 2 * sum over pairs of ranks of different tasks of the squared cosine of their rows.
+
+    With K = X X^T, n = sqrt(diag K + 1e-6), G = K / (n n^T) and G' its part between tasks: the penalty is
+    lambda / 2 |G'|^2, and its gradient 2 lambda diag(1/n) (G' - diag(rowsums of G'^2)) diag(1/n) X.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_RX: Tensor, between_RR: Tensor, weight: float) -> Tensor:
+        # Cosines in the parameters' own dtype, whatever the model computes in.
+        with torch.autocast(rows_RX.device.type, enabled=False):
+            gram_RR = rows_RX @ rows_RX.t()
+        inverse_R = (gram_RR.diagonal() + 1e-6).rsqrt()
+        inverse_RR = inverse_R[:, None] * inverse_R
+        gram_RR *= inverse_RR
+        gram_RR *= between_RR
+        squares_R = gram_RR.square().sum(1)
+        gram_RR.diagonal().sub_(squares_R)
+        gram_RR *= inverse_RR
+        ctx.save_for_backward(rows_RX, gram_RR)
+        ctx.weight = weight
+        return weight / 2 * squares_R.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        rows_RX, gram_RR = ctx.saved_tensors
+        return (2 * ctx.weight * grad * gram_RR) @ rows_RX, None, None
