@@ -22,6 +22,7 @@ from tests.reference import (
     mosld,
     mtl_lora,
     multilora,
+    thanora,
 )
 from tests.tiny_models import token_ids
 
@@ -142,6 +143,20 @@ def of_moelora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Ten
     return moelora.forward(x, weight, A=downs, B=ups, router=router, k=k, **scale_of(adapter))
 
 
+def of_thanora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    sizes = [*adapter.ranks, adapter.config.r - adapter.own]
+    kept = adapter.config.init == "svd"
+    return thanora.forward(
+        x,
+        weight,
+        A=list(adapter.down.split(sizes)),
+        B=list(adapter.up.split(sizes, dim=1)),
+        A0=[adapter.down_start] if kept else [],
+        B0=[adapter.up_start] if kept else [],
+        s=adapter.scale,
+    )
+
+
 def prompt_masked(adapter: Any, ctx: Context) -> Context:
     return replace(ctx, prompt_mask_BL=PROMPT_MASK)
 
@@ -210,6 +225,8 @@ CASES = [
     Case("malora", of_malora, {"r": 2, "expert_rank": 3, "num_experts": [2, 3], "balance": 0.0, "init": "svd"}),
     Case("moelora", of_moelora, {"r": 2, "num_experts": 4, "contrastive": 0.5}),
     Case("moelora", of_moelora, {"r": 3, "num_experts": 3, "balance": 0.0, "contrastive": 0.0}),
+    Case("thanora", of_thanora, {"r": 8}),
+    Case("thanora", of_thanora, {"r": 5, "init": "kaiming", "allocation": "uniform", "side": "a"}),
     Case("mixlora", of_mixlora, {"r": 3, "num_experts": 5}, context=prompt_masked),
     Case("mixlora", of_mixlora, {"r": 2, "num_experts": 4, "selection": "frozen_hash"}, context=prompt_masked),
     Case("mor1e", of_mor1e, {"r1": 2, "r2": 3}, **MOR1E),

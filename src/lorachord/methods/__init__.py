@@ -10,3 +10,4 @@ from lorachord.methods.mor1e import MoR1E as MoR1E
 from lorachord.methods.mosld import MoSLD as MoSLD
 from lorachord.methods.mtl_lora import MTLLoRA as MTLLoRA
 from lorachord.methods.multilora import MultiLoRA as MultiLoRA
+from lorachord.methods.thanora import ThanoRA as ThanoRA
