@@ -27,6 +27,7 @@ class EncoderBatches:
         tasks: LongTensor (B,), the task of each row, for `on_task`.
         num_rows: list of E ints, the rows of each example.
         answers: FloatTensor (E,), class, option or number.
+        embedding: FloatTensor (B, F), where the examples have one: of each row.
 
     Args:
         tokenizer: of the model.
@@ -42,7 +43,7 @@ class EncoderBatches:
         """Collate examples with the columns of `data.sources` and `task`."""
         firsts, seconds, rows_of = [], [], []
         for example in examples:
-            pairs = self._texts(example)
+            pairs = self.texts(example)
             rows_of.append(len(pairs))
             for first, second in pairs:
                 firsts.append(first)
@@ -59,9 +60,11 @@ class EncoderBatches:
             "tasks": tasks.repeat_interleave(torch.tensor(rows_of)),
             "num_rows": rows_of,
             "answers": torch.tensor([float(example["label"]) for example in examples]),
+            **_embeddings(examples),
         }
 
-    def _texts(self, example: Example) -> list[tuple[str, str]]:
+    def texts(self, example: Example) -> list[tuple[str, str]]:
+        """The text, or pair of texts, of each row of an example."""
         if self.tasks[example["task"]].kind != "multiple_choice":
             return [(example["first"], example["second"])]
         question = " ".join(text for text in (example["first"], example["second"]) if text)
@@ -73,7 +76,7 @@ class DecoderBatches:
     """Collates examples for a decoder that reads a prompt and writes the answer after one space.
 
     The batch has `input_ids` and `attention_mask` (B, L), padded on the right, `labels` (B, L) with the prompt and the
-    padding ignored, and `tasks` (B,).
+    padding ignored, and `tasks` (B,); where the examples have an `embedding`, also these (B, F).
 
     Args:
         tokenizer: of the model.
@@ -92,7 +95,12 @@ class DecoderBatches:
             task = self.tasks[example["task"]]
             rows.append(self.row(task.render(example), task.target(example), end=True))
         batch = self.pad(rows)
-        return {**batch, "tasks": torch.tensor([example["task"] for example in examples])}
+        return {**batch, "tasks": torch.tensor([example["task"] for example in examples]), **_embeddings(examples)}
+
+    def prompt(self, example: Example) -> list[int]:
+        """Token ids of the prompt alone."""
+        ids: list[int] = self.tokenizer(self.tasks[example["task"]].render(example))["input_ids"]
+        return ids[-self.max_length :]
 
     def row(self, prompt: str, answer: str, *, end: bool) -> tuple[list[int], list[int]]:
         """Token ids of prompt and answer, and the labels of the answer alone; `end` adds the end-of-text token."""
@@ -115,3 +123,9 @@ class DecoderBatches:
             "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
             "labels": padded([labels for _, labels in rows], IGNORED),
         }
+
+
+def _embeddings(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    if not all("embedding" in example for example in examples):
+        return {}
+    return {"embedding": torch.cat([example["embedding"] for example in examples]).float()}

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from lorachord.data.metrics import score
 from lorachord.data.task import Task
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
+from lorachord.training.intuition import with_embeddings
 from lorachord.tuner import on_task
+from lorachord.tuner.prompts import prompt_before
 
 Record = dict[str, Any]
 
@@ -46,12 +48,13 @@ def predict(
     """
     was_training = model.training
     model.eval()
-    rows = [{**examples[row], "task": index} for row in range(len(examples))]
+    (embedded,) = with_embeddings(model, batches, [examples], [index], batch_size=batch_size)
+    rows = [{**embedded[row], "task": index} for row in range(len(examples))]
     # Texts of like length together: less padding. The records come in the order of the examples.
     order = sorted(range(len(rows)), key=lambda row: _length(rows[row]), reverse=True)
     records: dict[int, Record] = {}
     try:
-        with torch.no_grad(), on_task(model, index):
+        with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 some: list[Example] = [rows[row] for row in chosen]
@@ -80,7 +83,8 @@ def _encode(model: nn.Module, batches: EncoderBatches, some: list[Example], inde
     batch = batches(some)
     num_rows = batch.pop("num_rows")
     del batch["tasks"], batch["answers"]
-    logits = model(**_to_device(batch, model)).logits.float().cpu()
+    with on_task(model, index, embedding=batch.pop("embedding", None)):
+        logits = model(**_to_device(batch, model)).logits.float().cpu()
     task = batches.tasks[index]
     for rows in logits.split(num_rows):
         if task.kind == "regression":
@@ -95,21 +99,24 @@ def _decode(
 ) -> Iterator[Record]:
     task = batches.tasks[index]
     if not task.options(some[0]):
-        yield from _write(model, batches, some, task, max_new_tokens)
+        yield from _write(model, batches, some, index, max_new_tokens)
         return
     rows = [
         batches.row(task.render(example), option, end=False) for example in some for option in task.options(example)
     ]
+    counts = [len(task.options(example)) for example in some]
     batch = _to_device(batches.pad(rows), model)
-    labels_BL = batch.pop("labels")[:, 1:]
+    labels_BL = batch.pop("labels")
+    with on_task(model, index, prompt_mask=prompt_before(labels_BL), embedding=_embedding(some, counts)):
+        logits_BLV = model(**batch).logits
+    labels_BL = labels_BL[:, 1:]
     counted_BL = labels_BL != IGNORED
     # Only the options' own tokens: a softmax is over the whole vocabulary.
-    logits_AV = model(**batch).logits[:, :-1][counted_BL].float()
+    logits_AV = logits_BLV[:, :-1][counted_BL].float()
     log_A = -F.cross_entropy(logits_AV, labels_BL[counted_BL], reduction="none")
     row_A = counted_BL.nonzero()[:, 0]
     totals = log_A.new_zeros(len(rows)).index_add_(0, row_A, log_A).cpu()
     lengths = counted_BL.sum(1).cpu()
-    counts = [len(task.options(example)) for example in some]
     for scores, tokens in zip(totals.split(counts), lengths.split(counts), strict=True):
         yield {
             "prediction": int(scores.argmax()),
@@ -119,24 +126,33 @@ def _decode(
 
 
 def _write(
-    model: nn.Module, batches: DecoderBatches, some: list[Example], task: Task, max_new_tokens: int
+    model: nn.Module, batches: DecoderBatches, some: list[Example], index: int, max_new_tokens: int
 ) -> Iterator[Record]:
-    tokenizer = batches.tokenizer
-    prompts = [tokenizer(task.render(example))["input_ids"][-batches.max_length :] for example in some]
+    tokenizer, task = batches.tokenizer, batches.tasks[index]
+    prompts = [batches.prompt(example) for example in some]
     length = max(len(ids) for ids in prompts)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # Generation goes on at the right, so prompts are padded on the left.
     ids = torch.tensor([[padding] * (length - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts])
-    written = model.generate(  # type: ignore[operator]
-        **_to_device({"input_ids": ids, "attention_mask": mask}, model),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=padding,
-    )
+    with on_task(model, index, embedding=_embedding(some, [1] * len(some))):
+        written = model.generate(  # type: ignore[operator]
+            **_to_device({"input_ids": ids, "attention_mask": mask}, model),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+        )
     for row in written[:, length:]:
         text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
         yield {"prediction": _number(text) if task.kind == "regression" else text, "text": text}
+
+
+def _embedding(some: list[Example], counts: Sequence[int]) -> Tensor | None:
+    """Each example's embedding as often as it has rows; None where the examples have none."""
+    if "embedding" not in some[0]:
+        return None
+    stacked_EF = torch.cat([example["embedding"] for example in some]).float()
+    return stacked_EF.repeat_interleave(torch.tensor(counts), dim=0)
 
 
 def _number(text: str) -> float:

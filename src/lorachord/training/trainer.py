@@ -23,10 +23,13 @@ from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.balanced import BalancedMixin
 from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.decay import undecayed
+from lorachord.training.intuition import with_intuition
 from lorachord.training.losses import decoder_counts, decoder_losses, encoder_counts, encoder_losses
 from lorachord.training.scoring import Record, predict, score_records
 from lorachord.training.sharded import ShardedMixin
 from lorachord.tuner import on_task, penalty
+from lorachord.tuner.prompts import prompt_before
 
 
 class MixtureLoader(DataLoader[Any]):
@@ -109,6 +112,16 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
             **keywords,
         )
         self.start_balance()
+        # Once, so that no step has to, and on the device that the Trainer has moved the model to.
+        self.train_data, self.eval_data = with_intuition(
+            model, batches, self.train_data, self.eval_data, batch_size=args.per_device_eval_batch_size, seed=args.seed
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's choice, without what a method keeps from weight decay."""
+        names: list[str] = super().get_decay_parameter_names(model)  # type: ignore[misc]
+        kept = set(undecayed(model))
+        return [name for name in names if name not in kept]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, not sharded again: the sampler knows its rank."""
@@ -149,16 +162,16 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
         """The loss of each task in a batch, by the task's index, and the model's outputs."""
         batch = dict(inputs)
-        tasks_B = batch.pop("tasks")
+        tasks_B, embedding_BF = batch.pop("tasks"), batch.pop("embedding", None)
         if isinstance(self.batches, EncoderBatches):
             num_rows, answers_E = batch.pop("num_rows"), batch.pop("answers")
-            with on_task(model, tasks_B):
+            with on_task(model, tasks_B, embedding=embedding_BF):
                 outputs = model(**batch)
             variances = {**self.variances, **self.balance.variances()}
             losses = encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks, variances)
             return losses, outputs
         labels_BL = batch.pop("labels")
-        with on_task(model, tasks_B):
+        with on_task(model, tasks_B, prompt_mask=prompt_before(labels_BL), embedding=embedding_BF):
             outputs = model(**batch)
         return decoder_losses(outputs.logits, labels_BL, tasks_B), outputs
 

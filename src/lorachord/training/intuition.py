@@ -1,0 +1,147 @@
+"""Embeddings of prompts beside their rows, so that a training step pays nothing for them.
+
+Only for adapters that look at them (mor1e); others' rows stay as they are.
+
+Shapes: F features of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorachord.data.mixture import Rows
+from lorachord.models.load import load_encoder
+from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
+from lorachord.tuner.embedding import base_embedding
+from lorachord.tuner.intuition import embed_prompts, encoder_of, fit_intuition, has_centroids
+
+EMBEDDING = "embedding"
+Embedder = Callable[[Sequence[Example]], Sequence[Tensor]]
+
+
+class Embedded:
+    """Rows with one column more, `embedding`: one row of F numbers for each text that the model reads of an example.
+
+    Args:
+        rows: map-style.
+        embeddings: of each row.
+    """
+
+    def __init__(self, rows: Rows, embeddings: Sequence[Tensor]) -> None:
+        self.rows, self.embeddings = rows, embeddings
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {**self.rows[index], EMBEDDING: self.embeddings[index]}
+
+
+def with_embeddings(
+    model: nn.Module,
+    batches: EncoderBatches | DecoderBatches,
+    data: Sequence[Rows],
+    indices: Sequence[int] | None = None,
+    *,
+    batch_size: int = 64,
+) -> Sequence[Rows]:
+    """The rows of several tasks with their prompts' embeddings, if the active adapter looks at them.
+
+    Args:
+        model: with an adapter.
+        batches: what makes its batches.
+        data: one map-style dataset a task; those that have embeddings keep them.
+        indices: the tasks among `batches.tasks`. Default: all, in order.
+        batch_size: examples at a time. Default 64.
+    """
+    encoder = encoder_of(model)
+    if encoder is None or all(isinstance(rows, Embedded) for rows in data):
+        return data
+    embed = (
+        _by_base(model, batches) if encoder == "base" else _by_other(encoder, batches, next(model.parameters()).device)
+    )
+    found: list[Rows] = []
+    for index, rows in zip(indices or range(len(data)), data, strict=True):
+        if isinstance(rows, Embedded):
+            found.append(rows)
+            continue
+        made: list[Tensor] = []
+        for start in range(0, len(rows), batch_size):
+            some = [{**rows[row], "task": index} for row in range(start, min(start + batch_size, len(rows)))]
+            # Of length one, so that half precision is enough.
+            made += [embedding.half().cpu() for embedding in embed(some)]
+        found.append(Embedded(rows, made))
+    return found
+
+
+def with_intuition(
+    model: nn.Module,
+    batches: EncoderBatches | DecoderBatches,
+    train_data: Sequence[Rows],
+    eval_data: Sequence[Rows],
+    *,
+    batch_size: int,
+    seed: int,
+) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
+    """`with_embeddings` of both; the training prompts are clustered if the adapter has no centroids yet."""
+    train_data, eval_data = (
+        tuple(with_embeddings(model, batches, data, batch_size=batch_size)) for data in (train_data, eval_data)
+    )
+    if encoder_of(model) is not None and not has_centroids(model):
+        embeddings = [embedding for rows in train_data if isinstance(rows, Embedded) for embedding in rows.embeddings]
+        fit_intuition(model, torch.cat(embeddings).float(), seed=seed)
+    return train_data, eval_data
+
+
+def _by_base(model: nn.Module, batches: EncoderBatches | DecoderBatches) -> Embedder:
+    device = next(model.parameters()).device
+
+    def embed(examples: Sequence[Example]) -> Sequence[Tensor]:
+        if isinstance(batches, EncoderBatches):
+            batch = batches(examples)
+            num_rows = batch.pop("num_rows")
+            del batch["tasks"], batch["answers"]
+        else:
+            prompts = [batches.prompt(example) for example in examples]
+            batch = batches.pad([(ids, [IGNORED] * len(ids)) for ids in prompts])
+            num_rows = [1] * len(prompts)
+        found = embed_prompts(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return torch.split(found, num_rows)
+
+    return embed
+
+
+def _by_other(name: str, batches: EncoderBatches | DecoderBatches, device: torch.device) -> Embedder:
+    encoder, tokenizer = _load(name)
+    encoder.to(device)  # type: ignore[arg-type]
+
+    def embed(examples: Sequence[Example]) -> Sequence[Tensor]:
+        texts = [list(_texts(batches, example)) for example in examples]
+        longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        flat = [text for some in texts for text in some]
+        batch = tokenizer(flat, truncation=True, max_length=longest, padding=True, return_tensors="pt").to(device)
+        found = base_embedding(encoder, batch, batch["attention_mask"].bool())
+        return torch.split(found, [len(some) for some in texts])
+
+    return embed
+
+
+@lru_cache(maxsize=1)
+def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    # Its head, which is drawn at random, is not used.
+    with torch.random.fork_rng():
+        encoder, tokenizer = load_encoder(name, num_labels=1)
+    return encoder.eval(), tokenizer
+
+
+def _texts(batches: EncoderBatches | DecoderBatches, example: Example) -> Iterator[str]:
+    if isinstance(batches, DecoderBatches):
+        yield batches.tasks[example["task"]].render(example)
+    else:
+        yield from (" ".join(part for part in pair if part) for pair in batches.texts(example))
