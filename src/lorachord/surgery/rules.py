@@ -42,6 +42,14 @@ class Rule(ABC):
         """Take in the halves of one step; see `Significant`, the rule that needs them."""
         raise NotImplementedError
 
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered from step to step and belongs in a checkpoint. Default: nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        assert not state, f"{self.name} remembers nothing"
+
     @abstractmethod
     def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
         """The weights (N, T) of the tasks' gradients.
@@ -151,7 +159,8 @@ class TorchJD(Rule):
     CAGrad (2110.14048), IMTL-G (ICLR 2021), Nash-MTL (2202.01017), Aligned-MTL (2305.19000), GradVac (2010.05874).
 
     Each Gramian is a small problem of its own, solved one after another: meant for `granularity: global` or `role`.
-    GradVac and Nash-MTL remember earlier steps, for each Gramian apart.
+    GradVac and Nash-MTL remember earlier steps, for each Gramian apart; a resumed run begins that anew. A step whose
+    inner products are not finite, as mixed precision has them, is left to the plain sum.
 
     Args:
         name: one of `zoo_names()`.
@@ -175,6 +184,8 @@ class TorchJD(Rule):
 
     def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
         num_tasks = gramians_NTT.shape[-1]
+        if not gramians_NTT.isfinite().all():
+            return torch.ones_like(gramians_NTT[:, 0])
         if len(self.solvers) != len(gramians_NTT):
             self.solvers = [self._solver(num_tasks) for _ in gramians_NTT]
         found = [solve(gramian_TT) for solve, gramian_TT in zip(self.solvers, gramians_NTT, strict=True)]

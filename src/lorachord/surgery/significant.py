@@ -20,6 +20,7 @@ Shapes: N Gramians, T tasks, S = 2 T halves (of task 0, of task 0, of task 1, ..
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -30,13 +31,13 @@ from lorachord.surgery.rules import OrthoLora, Rule
 
 MIN_STEPS = 8.0
 """Steps that must be remembered before anything is projected."""
+SUMS = ("products", "crossed", "noise", "weight", "squared")
+"""What is remembered, by pair: of z, of the first two terms of V, of the third, of the weights, of their squares."""
 
 
 @final
 class Significant(Rule):
     """Ortho-LoRA's projection for significant conflicts alone.
-
-    What it remembers is not part of a checkpoint: a resumed run observes some steps before it projects again.
 
     Args:
         level: the chance that a step projects anything although nothing conflicts. Default .05.
@@ -67,7 +68,6 @@ class Significant(Rule):
         self.level, self.memory = level, memory
         self.projection = OrthoLora(order=order, reduction=reduction, seed=seed)
         self.significant_NTT: Tensor | None = None
-        # Fading sums, by pair: of z, of the first two terms of V, of the third, of the weights, of their squares.
         self.sums: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def observe(self, gramians_NSS: Tensor, sizes_S: Tensor) -> None:
@@ -75,11 +75,13 @@ class Significant(Rule):
 
         Args:
             gramians_NSS: inner products of the halves' gradients, in at least float32.
-            sizes_S: samples in each half; a task with an empty half says nothing in this step.
+            sizes_S: samples in each half; a task with an empty half says nothing in this step. Nor does any if the
+                products are not finite: mixed precision will skip that step.
         """
-        gramians_NSS = gramians_NSS.double()
+        finite = gramians_NSS.isfinite().all()
+        gramians_NSS = torch.where(finite, gramians_NSS, 0).double()
         first_T, second_T = sizes_S.to(gramians_NSS).view(-1, 2).unbind(1)
-        known_T = (first_T > 0) & (second_T > 0)
+        known_T = (first_T > 0) & (second_T > 0) & finite
         balance_T = torch.where(known_T, (second_T / first_T.clamp_min(1)).sqrt(), 1.0)
         # Rows: the sum and the difference of the two halves of each task.
         rows_T22 = torch.ones(len(first_T), 2, 2).to(gramians_NSS)
@@ -104,6 +106,15 @@ class Significant(Rule):
             kept_TT**2 * squared + now_TT,
         )
         self.significant_NTT = self._test(*self.sums)
+
+    def state(self) -> dict[str, Tensor]:
+        """The fading sums, by name."""
+        return {} if self.sums is None else dict(zip(SUMS, self.sums, strict=True))
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            z, crossed, noise, weight, squared = (state[name].double() for name in SUMS)
+            self.sums = (z, crossed, noise, weight, squared)
 
     def _test(
         self, z_NTT: Tensor, crossed_NTT: Tensor, noise_NTT: Tensor, weight_TT: Tensor, squared_TT: Tensor

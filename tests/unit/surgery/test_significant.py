@@ -100,3 +100,27 @@ def test_a_task_without_a_second_half_says_nothing_in_that_step() -> None:
 def test_a_level_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="level is 0; it must lie between 0 and 1"):
         Significant(level=0)
+
+
+def test_what_it_remembers_comes_back_with_its_state() -> None:
+    rule, resumed = Significant(), Significant()
+    means_NTP = torch.randn(NUM_BLOCKS, NUM_TASKS, WIDTH, generator=torch.Generator().manual_seed(1))
+    steps(means_NTP, 12, seed=2, rule=rule)
+    resumed.load_state({name: value.clone() for name, value in rule.state().items()})
+    steps(means_NTP, 3, seed=3, rule=rule)
+    steps(means_NTP, 3, seed=3, rule=resumed)
+    assert resumed.significant_NTT is not None
+    assert resumed.significant_NTT.any()
+    assert torch.equal(resumed.significant_NTT, rule.significant_NTT)
+    Significant().load_state(Significant().state())
+
+
+def test_a_step_that_is_not_finite_is_not_remembered() -> None:
+    rule, sizes_S = Significant(), torch.full((2 * NUM_TASKS,), 4)
+    steps(torch.ones(NUM_BLOCKS, NUM_TASKS, WIDTH), 3, seed=0, rule=rule)
+    before = {name: value.clone() for name, value in rule.state().items()}
+    broken_NSS = torch.ones(NUM_BLOCKS, 2 * NUM_TASKS, 2 * NUM_TASKS)
+    broken_NSS[0, 0, 0] = torch.inf
+    rule.observe(broken_NSS, sizes_S)
+    assert all(torch.equal(value, before[name]) for name, value in rule.state().items())
+    assert rule.weights(torch.ones(NUM_BLOCKS, NUM_TASKS, NUM_TASKS), step=3).isfinite().all()
