@@ -117,14 +117,14 @@ def _fuse(arguments: argparse.Namespace) -> None:
         if not equals:
             raise ValueError(f"--set takes OPTION=VALUE; got {setting!r}.")
         options[name] = yaml.safe_load(value)
-    for name in ("granularity", "protect"):
-        if getattr(arguments, name) is not None:
-            options[name] = getattr(arguments, name)
+    given = {name: getattr(arguments, name) for name in ("granularity", "protect") if getattr(arguments, name)}
+    # A method that knows better than singular values what to keep is told the rank as well.
+    given |= {"rank": arguments.rank} if arguments.method == "collapse" and arguments.rank else {}
     names = ("adapt_on", "shots", "batch_size", "max_rows", "split", "rank", "full", "seed")
     found = fuse_adapters(
         arguments.adapters,
         arguments.out,
-        make_method(arguments.method, options),
+        make_method(arguments.method, {**given, **options}),
         base=arguments.base,
         recipe=arguments.recipe,
         data_dir=arguments.data,

@@ -62,7 +62,8 @@ def read_folders(base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVect
             checkpoint = Checkpoint.open(task, base, path)
             member, state = checkpoint, checkpoint.head()
         else:
-            member, state = _read_adapter(task, base, path)
+            model, headed = load_adapter(task, base, path)
+            member, state = factors_of(model, task), head_state(task, model.unload()) if headed else {}
         members.append(member)
         if state:
             heads[task] = state
@@ -153,7 +154,12 @@ def _check_names(configs: Mapping[str, PeftConfig | None]) -> None:
         )
 
 
-def _read_adapter(task: str, base: nn.Module, folder: Path) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+def load_adapter(task: str, base: nn.Module, folder: Path) -> tuple[PeftModel, bool]:
+    """An adapter on a skeleton of its base, and whether it came with a head, or a head for each of its tasks.
+
+    Raises:
+        ValueError: it does not fit the base.
+    """
     widths = _head_widths(base, folder)
     plain = skeleton(base)
     if widths:
@@ -168,11 +174,10 @@ def _read_adapter(task: str, base: nn.Module, folder: Path) -> tuple[dict[str, L
             model = PeftModel.from_pretrained(plain, str(folder))
     except (RuntimeError, UserWarning, ValueError) as error:
         raise ValueError(f"{task}: {folder} does not fit the base model: {error}") from error
-    factors = factors_of(model, task)
-    return factors, _head_of(task, model.unload()) if widths else {}
+    return model.eval(), bool(widths)
 
 
-def _head_of(task: str, model: Any) -> dict[str, Tensor]:
+def head_state(task: str, model: Any) -> dict[str, Tensor]:
     """The state of a task's head: its own, or the one that there is."""
     head = _head(model)
     if isinstance(head, TaskHeads):

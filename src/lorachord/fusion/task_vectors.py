@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core.words import suggest
+from lorachord.fusion.inputs import Inputs
 from lorachord.fusion.lowrank import LowRank, Update
 
 
@@ -143,6 +144,16 @@ class TaskVectors:
         from lorachord.fusion.reading import read_folders
 
         return read_folders(base, folders)
+
+    @classmethod
+    def from_routed(cls, base: nn.Module, folder: str | Path, data: Mapping[str, Sequence[Inputs]]) -> TaskVectors:
+        """One input-routed adapter as a task vector for each task, its gates averaged on the task's inputs.
+
+        See `routed.from_routed`.
+        """
+        from lorachord.fusion.routed import from_routed
+
+        return from_routed(base, folder, data)
 
     def delta(self, name: str, task: int) -> Tensor:
         """The dense update of one layer or parameter."""

@@ -157,6 +157,14 @@ def load_tasks(
     return Tasks(TaskSet(tuple(parts), (1.0,) * len(parts)), make(tokenizer, tasks, max_length=part.max_length))
 
 
+def is_routed(given: Sequence[Given]) -> bool:
+    """Whether all of them are one input-routed adapter."""
+    if len({each.folder for each in given}) > 1 or not (given[0].folder / "adapter_config.json").is_file():
+        return False
+    config = PeftConfig.from_pretrained(str(given[0].folder))
+    return isinstance(config, LorachordConfig) and get_method(config.method).mixing is Mixing.INPUT
+
+
 def folders(given: Sequence[Given]) -> Mapping[str, Path]:
     """What `TaskVectors.from_adapters` takes."""
     return {each.task: each.folder for each in given}

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lorachord.core.words import suggest, table
 from lorachord.export import export_lora
 from lorachord.fusion import METHODS, FusionMethod, Merged, TaskVectors, merge_vectors
@@ -24,7 +26,7 @@ from lorachord.fusion.disentanglement import disentanglement, references, single
 from lorachord.fusion.inputs import Inputs
 from lorachord.fusion.reading import check_number
 from lorachord.heads import heads_of
-from lorachord.runs.adapters import Tasks, find, folders, load_base, load_tasks
+from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
 from lorachord.runs.parts import EvaluationPart
 from lorachord.runs.scores import report, save_scored, score_task
 from lorachord.training.inputs import input_batches
@@ -122,8 +124,8 @@ def fuse_adapters(
     if method.needs == "entropy":
         _refuse_regressions(method, [each.described for each in given], base_kind=_model_kind(given))
     model, tokenizer, part = load_base(given, base)
-    vectors = TaskVectors.from_adapters(model, folders(given))
     tasks = load_tasks(given, tokenizer, part, data_dir)
+    vectors = _vectors(model, given, tasks, how)
     data = _data(vectors, tasks, how, labelled=method.needs == "labels") if method.needs != "nothing" else {}
     merged = merge_vectors(vectors, method, data)
     saved = merged if how.full else merged.truncated(how.rank)
@@ -144,6 +146,20 @@ def fuse_adapters(
     (out / "fusion.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     _plot(merged, out)
     return found
+
+
+def _vectors(base: nn.Module, given: Sequence[Given], tasks: Tasks, how: How) -> TaskVectors:
+    """The task vectors; those of a routed adapter with its gates averaged on each task."""
+    if not is_routed(given):
+        return TaskVectors.from_adapters(base, folders(given))
+    if tasks.data is None or tasks.batches is None:
+        raise ValueError("The gates of a routed adapter are averaged on data: give its run folder.")
+    rows = tasks.data.split(ADAPT_ON[how.adapt_on], how.max_rows, how.seed)
+    data = {
+        task.name: input_batches(tasks.batches, rows[index], index, batch_size=how.batch_size, seed=how.seed)
+        for index, task in enumerate(tasks.data.tasks)
+    }
+    return TaskVectors.from_routed(base, given[0].folder, data)
 
 
 def _model_kind(given: Sequence[Any]) -> str | None:
