@@ -108,3 +108,8 @@ def test_a_regression_head_begins_at_the_mean_of_its_answers(architecture: str) 
     shared = base(architecture, num_labels=1)
     begin_at(shared, "sts.b", -1.5)
     assert (shared.eval()(input_ids=token_ids()).logits.detach() + 1.5).abs().max() < 0.5
+
+
+def test_heads_are_no_layers_to_adapt() -> None:
+    base = lc.add_heads(tiny("bert"), {"a": 2, "b": 3})
+    assert lc.target_layers(base) == lc.target_layers(tiny("bert"))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.log import RunLog
-from lorachord.runs.prepare import load_model
+from lorachord.runs.prepare import load_plain, new_adapter
 from lorachord.runs.recipe import read_recipe
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate, load_run
@@ -272,7 +272,9 @@ def test_max_rows_bound_training_and_scoring(tiny_bert: Path, task_files: Path, 
 def test_a_task_of_weight_zero_leaves_its_head_as_it_was(tiny_bert: Path, task_files: Path, tmp_path: Path) -> None:
     made = recipe(tiny_bert, "colour", "size", tasks={"weights": {"size": 0}}, training={"max_steps": 3})
     run = train(made, tmp_path / "run", data_dir=task_files).path
-    before = {name: value.clone() for name, value in load_model(made, made.tasks.chosen())[0].state_dict().items()}
+    base, _ = load_plain(made, made.tasks.chosen())
+    model = new_adapter(made, base, made.tasks.chosen())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     heads = {name: value for name, value in adapter(run).items() if ".heads." in name}
     moved = {}
     for name, value in heads.items():

@@ -65,12 +65,11 @@ def calibrate(
     finally:
         base.train(was_training)
     samples = {task: sum(map(_size, own)) for task, own in kept.items()}
-    options = {key: value for key, value in config.options.items() if key not in found}
     targets = {key: plain(settings[key]) for key in settings.keys() & set(TARGETS)}
     return Calibration(
         method=method,
         tasks=tuple(tasks),
-        settings={**options, **targets},
+        settings={**config.options, **targets},
         found=found,
         base_fingerprint=fingerprint(base, layers),
         report={"samples": samples, **report},

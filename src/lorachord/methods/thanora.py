@@ -122,7 +122,7 @@ class ThanoRA(FromInputs):
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert isinstance(config, cls.Config)
         entropies = [covariance.entropy if config.allocation == "entropy" else 0.0 for covariance in inputs]
-        ranks = share_ranks(config.r, entropies, config.temperature)
+        ranks = config.ranks or share_ranks(config.r, entropies, config.temperature)
         if config.init == "kaiming":
             return {"ranks": ranks}, {}
         if max(ranks) > min(weight_OD.shape):

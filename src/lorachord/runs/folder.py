@@ -3,6 +3,7 @@
     recipe.yaml           the recipe with every default written out
     environment.json      versions, platform, seed, data folder
     README.md             what the run is, and the commands that repeat and use it
+    calibration/          what was found before training, by methods that are fitted to their tasks
     adapter/              the trained adapter, heads included, as PEFT loads it
     predictions/SPLIT/    one file a task, one JSON record an example
     metrics.json          scores by split; its presence says that the run is finished
@@ -27,7 +28,7 @@ from typing import Any
 from lorachord.runs.recipe import Recipe, read_recipe
 
 FILES = ("recipe.yaml", "environment.json", "README.md", "metrics.json", "log.jsonl")
-FOLDERS = ("adapter", "predictions", "surgery", "tensorboard", "checkpoints")
+FOLDERS = ("calibration", "adapter", "predictions", "surgery", "tensorboard", "checkpoints")
 """What a run folder holds, which no task can be called."""
 PACKAGES = ("lorachord", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "scipy")
 

@@ -16,6 +16,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from lorachord.attach import attach
 from lorachord.baselines import BASELINES, baseline_config
+from lorachord.core.adapter import Adapter
+from lorachord.core.calibrated import Calibrated
 from lorachord.core.registry import all_methods
 from lorachord.core.words import suggest
 from lorachord.data.sources import TaskData, from_rows, load_task
@@ -30,7 +32,7 @@ from lorachord.surgery.balance import check_balance
 from lorachord.surgery.surgeon import check_surgery
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import answers
-from lorachord.tuner import LorachordConfig
+from lorachord.tuner import Calibration, LorachordConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class TaskSet:
         """Mean and variance of the training answers of each regression task."""
         numbers = {part.task.name: answers(part.train) for part in self.data if part.task.kind == "regression"}
         return {task: (statistics.fmean(own), statistics.pvariance(own)) for task, own in numbers.items()}
+
+    def alone(self, index: int) -> TaskSet:
+        """One task of these."""
+        return TaskSet(self.data[index : index + 1], self.weights[index : index + 1])
 
     def split(self, name: str, max_rows: int | None, seed: int) -> list[Any]:
         """One split of every task, at most `max_rows` rows of each.
@@ -115,9 +121,11 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
 
 
 def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
-    options = {key: value for key, value in recipe.method.items() if key != "name"}
+    options = {key: value for key, value in recipe.method.items() if key not in ("name", "calibration")}
     method = recipe.method["name"]
     try:
+        if "calibration" in recipe.method and not issubclass(all_methods().get(method, Adapter), Calibrated):
+            raise ValueError(f"{method} needs no calibration; leave it out.")
         for key in options.keys() & {"tasks", "format_version", "base_fingerprint"}:
             raise ValueError(f"{key} is not for a recipe to say; it follows from the tasks and the model.")
         if method in BASELINES:
@@ -172,13 +180,12 @@ def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None
     )
 
 
-def load_model(
-    recipe: Recipe, tasks: Sequence[Task], *, adapter: Path | None = None, offsets: Mapping[str, float] | None = None
-) -> tuple[PeftModel, EncoderBatches | DecoderBatches]:
-    """The base with heads and adapter, and what makes its batches. Seeds torch with the recipe's seed.
+def load_plain(
+    recipe: Recipe, tasks: Sequence[Task], *, offsets: Mapping[str, float] | None = None
+) -> tuple[nn.Module, EncoderBatches | DecoderBatches]:
+    """The base with its heads, and what makes its batches. Seeds torch with the recipe's seed.
 
     Args:
-        adapter: a saved adapter; None makes a new one.
         offsets: what the new heads of regression tasks start with, by task.
     """
     part = recipe.model
@@ -200,7 +207,13 @@ def load_model(
     longest = getattr(base.config, "max_position_embeddings", None)
     if longest is not None and part.max_length > longest:
         raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")
-    if adapter is not None:
-        return PeftModel.from_pretrained(base, str(adapter)), batches
-    options = {key: value for key, value in recipe.method.items() if key != "name"}
-    return attach(base, recipe.method["name"], tasks=[task.name for task in tasks], **options), batches
+    return base, batches
+
+
+def new_adapter(
+    recipe: Recipe, base: nn.Module, tasks: Sequence[Task], calibration: Calibration | None = None
+) -> PeftModel:
+    """The recipe's adapter on a plain model."""
+    options = {key: value for key, value in recipe.method.items() if key not in ("name", "calibration")}
+    names = [task.name for task in tasks]
+    return attach(base, recipe.method["name"], tasks=names, calibration=calibration, **options)

@@ -16,9 +16,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lorachord.runs.arguments import mixture_of, ranks, training_arguments
+from lorachord.runs.calibrate import calibration_of
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.log import RunLog
-from lorachord.runs.prepare import TaskSet, check, load_data, load_model
+from lorachord.runs.prepare import TaskSet, check, load_data, load_plain, new_adapter
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
 from lorachord.surgery.balance import make_balance
@@ -26,10 +27,12 @@ from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
+from lorachord.tuner import Calibration
 
 logger = logging.getLogger("lorachord")
 REPORTED = ("val", "dev")
 """What a run scores in its end: what one may choose by, and what is reported."""
+CALIBRATION = "calibration"
 
 
 def train(
@@ -61,11 +64,20 @@ def train(
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
     # What only the model can refuse is refused before the folder is made, or an old one removed.
-    made = load_model(recipe, tasks, offsets=data.offsets)
+    made = _prepared(recipe, data if recipe.mode == "joint" else data.alone(0), found)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir)
     return _train_jointly(folder, data, *made)
+
+
+def _prepared(
+    recipe: Recipe, data: TaskSet, resumed: RunFolder | None
+) -> tuple[PeftModel, EncoderBatches | DecoderBatches, Calibration | None]:
+    base, batches = load_plain(recipe, data.tasks, offsets=data.offsets)
+    saved = None if resumed is None else resumed.path / CALIBRATION
+    calibration = calibration_of(recipe, base, batches, data, saved)
+    return new_adapter(recipe, base, data.tasks, calibration), batches, calibration
 
 
 def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
@@ -100,8 +112,8 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
         own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
-            alone = TaskSet(data.data[index : index + 1], data.weights[index : index + 1])
-            _train_jointly(own, alone, *load_model(recipe, alone.tasks, offsets=alone.offsets))
+            alone = data.alone(index)
+            _train_jointly(own, alone, *_prepared(recipe, alone, own))
         runs[name] = own.metrics
     together: dict[str, Any] = {
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
@@ -114,9 +126,15 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
 
 
 def _train_jointly(
-    folder: RunFolder, data: TaskSet, model: PeftModel, batches: EncoderBatches | DecoderBatches
+    folder: RunFolder,
+    data: TaskSet,
+    model: PeftModel,
+    batches: EncoderBatches | DecoderBatches,
+    calibration: Calibration | None,
 ) -> RunFolder:
     recipe, evaluation = folder.recipe, folder.recipe.evaluation
+    if calibration is not None and ranks().is_main_process:
+        calibration.save(folder.path / CALIBRATION)
     checkpoints = folder.path / "checkpoints"
     trainer = _trainer(folder, data, model, batches)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None

@@ -15,7 +15,7 @@ from lorachord.export import export_lora, merge
 from lorachord.heads import heads_of
 from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.prepare import TaskSet, load_data, load_model
+from lorachord.runs.prepare import TaskSet, load_data, load_plain
 from lorachord.runs.scores import read_records, report, save_scored, score_task
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.scoring import predict
@@ -42,7 +42,8 @@ def load_run(run: str | Path) -> tuple[PeftModel, EncoderBatches | DecoderBatche
         names = ", ".join(task.name for task in folder.recipe.tasks.chosen())
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
-    model, batches = load_model(folder.recipe, tasks, adapter=folder.path / "adapter")
+    base, batches = load_plain(folder.recipe, tasks)
+    model = PeftModel.from_pretrained(base, str(folder.path / "adapter"))
     return model.eval(), batches, tasks
 
 

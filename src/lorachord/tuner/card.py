@@ -19,7 +19,9 @@ def write_card(folder: Path, config: LorachordConfig) -> None:
     """Write `README.md` for a saved adapter."""
     method = get_method(config.method)
     task_rows = "".join(f"{index}. {name}\n" for index, name in enumerate(config.tasks or ()))
-    options = "".join(f"| {key} | {value} |\n" for key, value in sorted(config.options.items()))
+    by_module = "by module, see adapter_config.json"
+    shown = {key: by_module if isinstance(value, dict) else value for key, value in config.options.items()}
+    options = "".join(f"| {key} | {value} |\n" for key, value in sorted(shown.items()))
     example = (
         "import lorachord  # registers the adapter type with PEFT\n"
         "from peft import PeftModel\n\n"

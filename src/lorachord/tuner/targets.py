@@ -16,6 +16,7 @@ from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import get_method
 from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear, linear_features
+from lorachord.tuner.state import HEADS, SharedState
 
 
 def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
@@ -38,9 +39,9 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     num_blocks = 1 + max(blocks.values(), default=0)
     _check_names(config, modules, features)
 
-    layers = []
+    layers, heads = [], _heads(model)
     for name, size in features.items():
-        if not check_target_module_exists(config, name):
+        if name.startswith(heads) or not check_target_module_exists(config, name):
             continue
         if size is None:
             kind = type(modules[name]).__name__
@@ -107,6 +108,14 @@ def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:
         else:
             found[name] = module
     return found
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """What the names of modules inside heads per task begin with: heads are trained in full."""
+    shared = {name: vars(module).get("shared") for name, module in model.named_modules()}
+    return tuple(
+        f"{name}." for name, state in shared.items() if isinstance(state, SharedState) and HEADS in state.task_names
+    )
 
 
 def _blocks(names: list[str]) -> dict[str, int]:

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from torch import Tensor
+
+import lorachord as lc
+from lorachord.core.covariance import Exact
+from lorachord.core.tasks import TaskNames
+from lorachord.methods.thanora import ThanoRA, blocks, share_ranks
+from tests.reference import thanora
+from tests.tiny_models import perturb, tiny
+
+LAYER = lc.LayerSpec("layer", index=0, num_layers=1, d_in=12, d_out=9)
+
+
+def made(num_tasks: int = 3, **options: object) -> ThanoRA:
+    tasks = TaskNames(tuple(f"task {index}" for index in range(num_tasks)))
+    return ThanoRA(LAYER, ThanoRA.Config.from_dict(options), tasks).double()
+
+
+@pytest.mark.parametrize("r", [4, 5, 7, 16, 31])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])
+def test_ranks_are_those_of_the_reference(r: int, temperature: float) -> None:
+    for entropies in ([0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.45, 0.5], [0.61, 0.6, 0.59, 0.6]):
+        ranks = share_ranks(r, entropies, temperature)
+        expected, cooperative = thanora.ranks(entropies, r, temperature)
+        assert list(ranks) == expected
+        assert sum(ranks) + cooperative == r
+        assert min(ranks) >= 1
+
+
+def test_richer_inputs_get_more_ranks_and_equal_ones_the_same() -> None:
+    assert share_ranks(20, [0.9, 0.5, 0.5], 0.1) == (13, 1, 1)
+    assert share_ranks(16, [0.7] * 3, 0.1) == (4, 4, 4)
+
+
+def test_too_few_ranks_name_the_smallest() -> None:
+    with pytest.raises(ValueError, match=r"r = 7 is too small, the smallest is 8"):
+        made(8, r=7)
+    assert made(8, r=8).ranks == (1,) * 8
+    with pytest.raises(ValueError, match="a block for each task: name them"):
+        made(0)
+    with pytest.raises(ValueError, match=r"layer has the ranks \[1, 2\]: give one for each of 3 tasks"):
+        made(3, r=8, ranks=(1, 2))
+    with pytest.raises(ValueError, match="at most r = 8"):
+        made(3, r=8, ranks=(3, 3, 3))
+
+
+def test_blocks_are_those_of_the_reference_up_to_sign() -> None:
+    x = torch.randn(60, 12, dtype=torch.float64) * torch.linspace(0.1, 2, 12, dtype=torch.float64)
+    weight = torch.randn(9, 12, dtype=torch.float64)
+    covariance = Exact(12)
+    covariance.add(x)
+    down, up = blocks(weight, covariance, 4)
+    [(expected_down, expected_up)] = thanora.svd_blocks(weight, [x.T @ x / 60], [4])
+    sign = (down * expected_down).sum(1).sign()
+    torch.testing.assert_close(down * sign[:, None], expected_down, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(up * sign, expected_up, rtol=1e-8, atol=1e-8)
+
+
+def test_blocks_neither_look_at_nor_move_the_random_state() -> None:
+    covariance = Exact(12)
+    covariance.add(torch.randn(60, 12))
+    weight, found = torch.randn(9, 12), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(blocks(weight, covariance, 2)[0])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("init", ["svd", "kaiming"])
+@pytest.mark.parametrize("side", ["a", "b", "both"])
+def test_the_penalty_is_that_of_the_reference_with_its_gradients(side: str, init: str) -> None:
+    adapter = made(3, r=11, ranks=(4, 1, 3), side=side, init=init, spr=0.7)
+    perturb(adapter, scale=0.4)
+
+    def grads(value: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(value, [adapter.down, adapter.up], allow_unused=True, materialize_grads=True)
+        return list(found)
+
+    ours = adapter.penalty()
+    expected = thanora.spr(adapter.down, adapter.up, [4, 1, 3], {"a": "A", "b": "B"}.get(side, side), 0.7)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(grads(3 * ours), grads(3 * expected))
+    # The cooperative block is not its business.
+    for gradient in (grads(adapter.penalty())[0][8:], grads(adapter.penalty())[1][:, 8:]):
+        assert not gradient.any()
+
+
+def test_the_penalty_is_finite_where_b_is_zero_and_no_smaller_where_factors_shrink() -> None:
+    adapter = made(4, r=9, init="kaiming", side="both").train()
+    adapter.penalty().backward()
+    assert adapter.up.grad.isfinite().all()
+    perturb(adapter, scale=2.0)
+    before = adapter.penalty()
+    with torch.no_grad():
+        adapter.down *= 0.1
+        adapter.up *= 0.1
+    torch.testing.assert_close(adapter.penalty(), before, rtol=1e-3, atol=0)
+    assert made(4, r=9, spr=0.0).penalty() is None
+
+
+def test_the_penalty_is_taken_in_float32_under_autocast() -> None:
+    adapter = made(3, r=9).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapter.penalty()
+    assert torch.equal(found, adapter.penalty())
+
+
+def test_small_steps_from_a_large_start_survive_bfloat16() -> None:
+    adapter = made(3, r=8).float()
+    adapter.begin({"down": 10 * torch.randn(adapter.own, 12), "up": 10 * torch.randn(9, adapter.own)})
+    perturb(adapter, scale=1e-3)
+    x = torch.randn(20, 12)
+    zero = torch.zeros(20, 9)
+    wide = adapter(x, zero)
+    narrow = adapter(x.bfloat16(), zero.bfloat16()).float()
+    # Factors rounded as they are would differ by more than the whole update.
+    assert (narrow - wide).norm() < 0.02 * wide.norm()
+
+
+def test_it_has_as_many_parameters_as_a_lora_of_its_rank() -> None:
+    layers = lc.target_layers(tiny("llama"))
+    target = lc.count_parameters("lora", layers, options={"r": 7}).total
+    assert lc.fit_rank("thanora", layers, target, num_tasks=5) == lc.Fit(7, lc.Count(target, 0, 0), target)
+    with pytest.raises(ValueError, match="at rank 5 "):
+        lc.fit_rank("thanora", layers, target // 4, num_tasks=5)
