@@ -295,3 +295,9 @@ def test_routers_are_counted_apart():
     for options, routers in (({}, (2 * 16 + 4 * 16) * 10), ({"selection": "frozen_hash"}, 0)):
         assert lc.count_parameters("mixlora", [layer], options=options) == lc.Count(16 * 17, routers, 0)
     assert lc.count_parameters("mor1e", [layer]) == lc.Count(4 * 10 + 8 * 7, 32 * 10, 2)
+
+
+def test_the_fitted_rank_is_one_that_a_pool_allows():
+    layer = lc.LayerSpec("layer", index=0, num_layers=1, d_in=40, d_out=40)
+    for target, r in ((960, 2), (10**6, 4)):
+        assert lc.fit_rank("mixlora", [layer], target, options={"num_experts": 4}).r == r

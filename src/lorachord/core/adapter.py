@@ -9,7 +9,8 @@ B'; T tasks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,11 @@ class Adapter(nn.Module, ABC):
     def smallest_rank(cls, num_tasks: int) -> int:
         """The smallest `r` that an adapter for so many tasks can have. Default: 1."""
         return 1
+
+    @classmethod
+    def largest_rank(cls, options: Mapping[str, Any]) -> int | None:
+        """The largest `r` that goes with the other options. Default: None, no bound but the layer's width."""
+        return None
 
     @abstractmethod
     def build(self) -> None:

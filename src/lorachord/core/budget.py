@@ -95,8 +95,8 @@ def fit_rank(
         options: the method's other options.
 
     Returns:
-        The nearest rank, from the smallest that the method can have to the narrowest layer's width, with its count; see
-        `Fit.error` for how near it is.
+        The nearest rank, from the smallest that the method can have to its largest or the narrowest layer's width, with
+        its count; see `Fit.error` for how near it is.
 
     Raises:
         ValueError: the smallest rank has more than twice the target already (routers and cores alone may exceed it), or
@@ -109,7 +109,9 @@ def fit_rank(
         return count_parameters(method, layers, num_tasks=num_tasks, options={**(options or {}), "r": r})
 
     low = get_method(method).smallest_rank(num_tasks)
+    largest = get_method(method).largest_rank(options or {})
     high = min(min(layer.d_in, layer.d_out) for layer in layers)
+    high = high if largest is None else min(high, largest)
     smallest = count_at(low)
     if smallest.total > 2 * target:
         raise ValueError(
@@ -121,5 +123,5 @@ def fit_rank(
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count_at(middle).total <= target else (low, middle - 1)
-    candidates = [Fit(r, count_at(r), target) for r in (low, low + 1)]
+    candidates = [Fit(r, count_at(r), target) for r in (low, low + 1) if largest is None or r <= largest]
     return min(candidates, key=lambda fit: abs(fit.error))

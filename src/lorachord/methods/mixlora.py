@@ -14,8 +14,9 @@ q_k = p_A[s_A(k)] p_B[s_B(k)] (`scored`, a construction): the c_k sum to r as th
 Shapes: E factors in a pool, r of them chosen; B samples, L rows of one sample; F logits of one row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,10 @@ class MixLoRA(PromptLevel):
     config: Config
     router: Tensor
     router_pairs: Tensor
+
+    @classmethod
+    def largest_rank(cls, options: Mapping[str, Any]) -> int:
+        return int(min(cls.Config.from_dict({**options, "r": 1}).values_of("num_experts")))
 
     def build(self) -> None:
         config, layer = self.config, self.layer
