@@ -109,7 +109,8 @@ def _export(arguments: argparse.Namespace) -> None:
 def _fuse(arguments: argparse.Namespace) -> None:
     import yaml
 
-    from lorachord.runs.fuse import How, fuse_adapters, fusion_table, make_method
+    from lorachord.runs.fuse import fuse_adapters, make_method
+    from lorachord.runs.fusion_report import How, fusion_table
 
     options: dict[str, Any] = {}
     for setting in arguments.set:
@@ -137,6 +138,8 @@ def _fuse(arguments: argparse.Namespace) -> None:
         print(f"Adapted on the inputs of {found['adapted_on']}: its scores are no independent measure any more.")
     if found["svd_error"] is not None:
         print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
+    if "rank_correlation" in found["notes"]:
+        print(f"Predicted loss of the layers against what each changes: rho {found['notes']['rank_correlation']:.2f}.")
     if "scores" in found:
         print(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")

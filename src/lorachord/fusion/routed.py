@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
 from lorachord.fusion.checkpoints import Checkpoint
+from lorachord.fusion.heads import head_state, with_heads
 from lorachord.fusion.inputs import predictions
 from lorachord.fusion.lowrank import LowRank
 from lorachord.fusion.method import Data
-from lorachord.fusion.reading import assemble, check_number, head_state, load_adapter, skeleton, with_heads
+from lorachord.fusion.reading import assemble, check_number, load_adapter, skeleton
 from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.tuner import on_task
 from lorachord.tuner.layer import LorachordLinear

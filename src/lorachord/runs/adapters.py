@@ -17,7 +17,7 @@ from lorachord.core.registry import get_method
 from lorachord.data.task import Task
 from lorachord.models.load import load_decoder, load_encoder
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.parts import ModelPart
+from lorachord.runs.parts import EvaluationPart, ModelPart
 from lorachord.runs.prepare import TaskSet, load_data
 from lorachord.runs.recipe import Recipe, read_recipe
 from lorachord.training.batches import DecoderBatches, EncoderBatches
@@ -100,10 +100,14 @@ class Tasks:
     Attributes:
         data: one per task; None where no recipe describes them all.
         batches: makes batches; its tasks are all tasks, in their order.
+        evaluation: how the runs were scored.
+        seed: of the choice of rows to score.
     """
 
     data: TaskSet | None
     batches: EncoderBatches | DecoderBatches | None
+    evaluation: EvaluationPart
+    seed: int = 0
 
 
 def load_base(given: Sequence[Given], base: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase, ModelPart]:
@@ -147,14 +151,17 @@ def load_tasks(
     """
     described = [each.described for each in given]
     if not all(described):
-        return Tasks(None, None)
+        return Tasks(None, None, EvaluationPart())
     tasks = tuple(task for task in described if task is not None)
-    parts = []
+    parts, recipe = [], given[0].recipe
+    assert recipe is not None
     for each, task in zip(given, tasks, strict=True):
         assert each.recipe is not None
         parts.append(load_data(each.recipe, [task], data_dir or each.data_dir).data[0])
     make = EncoderBatches if part.kind == "encoder" else DecoderBatches
-    return Tasks(TaskSet(tuple(parts), (1.0,) * len(parts)), make(tokenizer, tasks, max_length=part.max_length))
+    data = TaskSet(tuple(parts), (1.0,) * len(parts))
+    batches = make(tokenizer, tasks, max_length=part.max_length)
+    return Tasks(data, batches, recipe.evaluation, recipe.tasks.seed)
 
 
 def is_routed(given: Sequence[Given]) -> bool:
