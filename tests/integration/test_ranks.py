@@ -47,6 +47,13 @@ def test_two_ranks_equal_one_process(method: str, rule: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "balance", ["popart", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uncertainty", "dwa", "famo"))]
+)
+def test_two_ranks_weigh_losses_as_one_process_does(balance: str, tmp_path: Path) -> None:
+    assert_ranks_change_nothing(tmp_path, "train_on_ranks.py", "lora", "ortho_lora", balance)
+
+
+@pytest.mark.parametrize(
     ("method", "rule"),
     [("mtl_lora", "ortho_lora"), pytest.param("hydralora", "significant", marks=pytest.mark.slow)],
 )

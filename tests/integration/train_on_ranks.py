@@ -1,6 +1,6 @@
 """Run as a script, on one rank or by torchrun on several: trains a tiny model, and the first rank saves what it became.
 
-train_on_ranks.py OUT METHOD RULE
+train_on_ranks.py OUT METHOD RULE [BALANCE]
 """
 
 import sys
@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 import lorachord as lc
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
+from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
@@ -25,7 +26,7 @@ BATCH = 6
 """Rows of a global batch of four tasks: some tasks are absent from a batch, and more from a rank's share of it."""
 
 
-def main(out: str, method: str, rule: str) -> None:
+def main(out: str, method: str, rule: str, name: str = "equal") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
@@ -34,6 +35,7 @@ def main(out: str, method: str, rule: str) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    balance = make_balance(name, [task.name for task in TASKS], model=model, regressions=["number"])
     args = TrainingArguments(
         output_dir=out,
         max_steps=4,
@@ -56,9 +58,14 @@ def main(out: str, method: str, rule: str) -> None:
         eval_data=[part.val for part in parts],
         mixture=TaskMixture(sizes, batch_size=BATCH, rank=args.process_index, world_size=args.world_size),
         surgeon=None if rule == "none" else Surgeon(model, rule),
+        balance=balance,
     )
     trainer.train()
     found = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    state = balance.state_dict().items()
+    # What is not known yet is NaN.
+    found |= {key: value.nan_to_num() for key, value in state if isinstance(value, torch.Tensor)}
+    found["weights"] = balance.weights_T
     if dist.is_initialized():
         for name, value in found.items():
             copies = [torch.empty_like(value) for _ in range(dist.get_world_size())]
