@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mtl_lora": {"r": 2, "num_ups": 2, "tasks": ["a", "b"]},
     "hydralora": {"r": 2, "num_experts": 2},
     "mosld": {"r": 2, "num_experts": 3},
+    "mixlora": {"r": 2, "num_experts": 3},
 }
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
