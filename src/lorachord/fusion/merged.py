@@ -19,7 +19,7 @@ from lorachord.export import short_names
 from lorachord.fusion.lowrank import LowRank, Update, dense, norm, truncate
 from lorachord.fusion.reading import skeleton
 from lorachord.fusion.task_vectors import TaskVectors
-from lorachord.fusion.updates import with_updates
+from lorachord.fusion.updates import owners, with_updates
 from lorachord.heads import head_name, heads_of, keep_head
 from lorachord.tuner.targets import infer_task_type
 
@@ -141,11 +141,11 @@ class Merged:
             ValueError: a task is needed, or the weight of a changed layer is another layer's, too.
         """
         model = skeleton(self.vectors.base)
-        owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, update in self.layers.items():
                 layer = model.get_submodule(name)
-                if owners[id(layer.weight)] > 1:
+                if uses[id(layer.weight)] > 1:
                     raise ValueError(
                         f"{name} shares its weight with another layer, which would change as well: load the base with "
                         "tie_word_embeddings=False, or leave the layer out (protect)."
@@ -153,7 +153,8 @@ class Merged:
                 delta = dense(update).t() if isinstance(layer, Conv1D) else dense(update)
                 layer.weight = nn.Parameter((layer.weight + delta).to(layer.weight.dtype), requires_grad=False)
             for name, delta in self.others.items():
-                owner, _, own = name.rpartition(".")
                 old = model.get_parameter(name)
-                setattr(model.get_submodule(owner), own, nn.Parameter((old + delta).to(old.dtype), requires_grad=False))
+                new = nn.Parameter((old + delta).to(old.dtype), requires_grad=False)
+                for module, own in owners(model, name):
+                    setattr(module, own, new)
             return keep_head(model, task)

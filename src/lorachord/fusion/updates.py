@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import final
 
 import torch
@@ -125,6 +126,14 @@ def fixed(name: str, update: Update) -> Combination:
     return combination(name, layer, one)
 
 
+def owners(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
+    """The modules that have this parameter, tied ones too, each with what it is called there."""
+    parameter = model.get_parameter(name)
+    named = model.named_parameters(remove_duplicate=False)
+    paths = [path.rpartition(".") for path, other in named if other is parameter]
+    return [(model.get_submodule(path), own) for path, _, own in paths]
+
+
 @contextmanager
 def inside(model: nn.Module, adapters: Mapping[str, Adapter], others: Mapping[str, Plus]) -> Iterator[nn.Module]:
     """Within this block the model has these updates; its own weights are not written.
@@ -134,23 +143,23 @@ def inside(model: nn.Module, adapters: Mapping[str, Adapter], others: Mapping[st
         adapters: by the layer's name.
         others: by the parameter's name.
     """
-    shared, originals = SharedState(), {}
+    shared, originals, places = SharedState(), {}, {}
     try:
+        for name, plus in others.items():
+            places[name] = owners(model, name)
+            for module, own in places[name]:
+                parametrize.register_parametrization(module, own, plus, unsafe=True)
         for name, adapter in adapters.items():
             originals[name] = model.get_submodule(name)
             layer = LorachordLinear(originals[name], shared, NAME)
             layer.update_layer(NAME, adapter)
             model.set_submodule(name, layer)
-        for name, plus in others.items():
-            owner, _, own = name.rpartition(".")
-            parametrize.register_parametrization(model.get_submodule(owner), own, plus, unsafe=True)
         yield model
     finally:
-        for name in others:
-            owner, _, own = name.rpartition(".")
-            parametrize.remove_parametrizations(model.get_submodule(owner), own, leave_parametrized=False)
         for name, original in originals.items():
             model.set_submodule(name, original)
+        for module, own in chain.from_iterable(places.values()):
+            parametrize.remove_parametrizations(module, own, leave_parametrized=False)
 
 
 @contextmanager
