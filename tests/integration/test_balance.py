@@ -83,6 +83,21 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, name
     assert any(not torch.equal(parameters(plain)[key], value) for key, value in parameters(whole).items())
 
 
+def test_a_resumed_rule_remembers_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole, resumed = trainer(tmp_path / "out", None), trainer(tmp_path / "resumed", None)
+    for made in (whole, resumed):
+        made.surgeon = Surgeon(made.model, "significant")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert whole.surgeon is not None
+    assert resumed.surgeon is not None
+    expected, found = whole.surgeon.rule.state(), resumed.surgeon.rule.state()
+    assert expected
+    for name, value in expected.items():
+        # Fourth powers of small numbers, of gradients that agree to rounding.
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-2 * float(value.abs().max()))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_weights_are_logged_with_those_of_the_tasks(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path, name, max_steps=2, save_strategy="no")

@@ -1,8 +1,10 @@
-"""What a balance of losses needs of a Trainer: a place in the optimizer and in checkpoints, and its calls in a step."""
+"""What a balance of losses needs of a Trainer: a place in the optimizer and in checkpoints, and its calls in a step.
+
+What a surgeon's rule remembers is kept in checkpoints beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorachord.surgery.balancing import Balance
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.losses import examples_of
 
-FILE = "balance.pt"
-"""The balance's state in a checkpoint."""
+FILE = "tasks.pt"
+"""What balance and surgery remember, in a checkpoint."""
 
 
 class BalancedMixin:
     """The balance's part of `MultiTaskMixin`, which has `balance`, `tasks`, `task_losses` and `counts`."""
 
     balance: Balance
+    surgeon: Surgeon | None
     tasks: tuple[Any, ...]
     task_losses: Any
     counts: Any
@@ -74,16 +78,20 @@ class BalancedMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         trainer: Any = self
-        state: Mapping[str, Any] = self.balance.state_dict()
-        if trainer.args.should_save and state:
-            torch.save(state, Path(output_dir) / FILE)
+        if trainer.args.should_save:
+            rule = self.surgeon.rule.state() if self.surgeon is not None else {}
+            torch.save({"balance": self.balance.state_dict(), "rule": rule}, Path(output_dir) / FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is not None and self.balance.state_dict():
-            trainer: Any = self
-            found = torch.load(Path(checkpoint) / FILE, map_location=trainer.args.device, weights_only=True)
-            self.balance.load_state_dict(found)
+        # As the Trainer has it: a checkpoint of the weights alone has none.
+        if checkpoint is None or not (Path(checkpoint) / FILE).is_file():
+            return
+        trainer: Any = self
+        found = torch.load(Path(checkpoint) / FILE, map_location=trainer.args.device, weights_only=True)
+        self.balance.load_state_dict(found["balance"])
+        if self.surgeon is not None:
+            self.surgeon.rule.load_state(found["rule"])
 
 
 class _Steps(TrainerCallback):
