@@ -261,6 +261,24 @@ def test_embeddings_of_another_kind_are_refused():
         other(input_ids=token_ids())
 
 
+def test_a_model_that_cannot_embed_says_so():
+    model = lc.attach(torch.nn.Sequential(torch.nn.Linear(6, 4)), "mor1e", target_modules=["0"], **OPTIONS["mor1e"])
+    with pytest.raises(ValueError, match=r"Sequential.*embedding="):
+        lc.fit_intuition(model, [{"input": torch.randn(12, 3, 6)}])
+    lc.fit_intuition(model, torch.randn(12, 5))
+    perturb(model)
+    with lc.on_task(model, None, embedding=torch.randn(2, 5)):
+        assert model(torch.randn(2, 3, 6)).shape == (2, 3, 4)
+
+
+def test_two_adapters_have_each_their_own_encoder():
+    model, ids = prompt_level("llama", "mor1e"), token_ids()
+    model.add_adapter("other", lc.LorachordConfig.build("mor1e", encoder="of/another", **OPTIONS["mor1e"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"'other'.*'of/another'"):
+        model(input_ids=ids)
+
+
 def test_centroids_follow_the_seed_and_are_of_length_one():
     model, prompts = lc.attach(tiny("llama"), "mor1e", **OPTIONS["mor1e"]), torch.randn(40, 5)
     first, again = (lc.fit_intuition(model, prompts, seed=1) for _ in range(2))

@@ -46,7 +46,8 @@ class PromptLevel(Adapter):
     def prompt_mean(self, rows_BLX: Tensor, ctx: Context) -> Tensor:
         """The mean of the rows over the prompt: (B, X), in at least float32.
 
-        A layer that does not see the tokens one by one (a pooler) takes the mean over all rows of a sample.
+        A layer that does not see the tokens one by one (a pooler) takes the mean over all rows of a sample. Of a sample
+        without a prompt it is 0.
         """
         mask_BL = ctx.prompt_mask_BL
         if mask_BL is not None:

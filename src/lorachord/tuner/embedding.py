@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
 
 
-def base_embedding(model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
+def base_embedding(model: PreTrainedModel, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
     """The mean of a transformers model's last hidden states over the tokens of `mask_BL`, of length one: (B, F).
 
     Args:
@@ -26,7 +27,6 @@ def base_embedding(model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor)
         mask_BL: the only tokens that are attended to.
     """
     body = model.base_model
-    assert isinstance(body, nn.Module)
     given = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
     training = [module for module in body.modules() if module.training]
     try:

@@ -50,6 +50,7 @@ class Prompts:
         centroids: (C, F) by adapter, once they are fitted.
         configs: of all adapters; the centroids are saved in them.
         embedding: whether a pass of the frozen base is under way, in which no adapter acts.
+        pending: what the pass under way keeps, where there is no cache yet to put it on.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class Prompts:
         self.centroids: dict[str, Tensor] = {}
         self.configs: dict[str, LorachordConfig] = {}
         self.embedding = False
-        self.unkept: dict[str, Context] | None = None
+        self.pending: dict[str, Context] = {}
 
     def add_adapter(self, name: str, adapters: list[Adapter], config: LorachordConfig) -> None:
         """Take up an adapter, which may choose by prompt or not; the name may have been another's before."""
@@ -102,30 +103,33 @@ class Prompts:
             for name in names:
                 contexts[name] = _recalled(contexts.get(name, NO_CONTEXT), before.get(name), size, name)
             return contexts
-        embedding_BF: Tensor | None = None
+        mask_BL = self.mask_of(model, inputs)
+        # A graph must not hold on to what holds on to it: checkpoints remember contexts.
+        keeps = not (model.training and torch.is_grad_enabled())
+        embeddings: dict[str, Tensor] = {}
         for name in names:
-            context = contexts.get(name, NO_CONTEXT)
-            mask_BL = self.mask_of(model, inputs)
-            cosines_BC = None
-            if self.encoders[name] is not None:
-                if embedding_BF is None:
-                    embedding_BF = self._embedding(name, model, inputs, mask_BL)
-                cosines_BC = self._cosines(name, embedding_BF)
-            # A graph must not hold on to what holds on to it: checkpoints remember contexts.
-            keeps = not (model.training and torch.is_grad_enabled())
+            encoder, cosines_BC = self.encoders[name], None
+            if encoder is not None:
+                if encoder not in embeddings:
+                    embeddings[encoder] = self._embedding(name, model, inputs, mask_BL)
+                cosines_BC = self._cosines(name, embeddings[encoder])
             contexts[name] = replace(
-                context, prompt_mask_BL=mask_BL, cosines_BC=cosines_BC, kept={} if keeps else None, recalled=None
+                contexts.get(name, NO_CONTEXT),
+                prompt_mask_BL=mask_BL,
+                cosines_BC=cosines_BC,
+                kept={} if keeps else None,
+                recalled=None,
             )
-        kept = {name: contexts[name] for name in names if contexts[name].kept is not None}
+        kept = {name: contexts[name] for name in names} if keeps else {}
         if isinstance(cache, Cache):
             vars(cache)[ON_CACHE] = kept
         else:
-            self.unkept = kept
+            self.pending = kept
         return contexts
 
     def finish(self, output: Any) -> None:
         """After a pass: put what it has kept on the cache that it has made, if any."""
-        kept, self.unkept = self.unkept, None
+        kept, self.pending = self.pending, {}
         values = output.values() if isinstance(output, ModelOutput) else output if isinstance(output, tuple) else ()
         cache = next((value for value in values if isinstance(value, Cache)), None)
         if kept and cache is not None:
@@ -160,6 +164,11 @@ class Prompts:
 
     def embed(self, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
         """The frozen base's embeddings of prompts: (B, F), in one pass in which no adapter acts."""
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(
+                f"A {type(model).__name__}, which is no transformers model, cannot embed its prompts: give their "
+                "embeddings, with lorachord.on_task(model, tasks, embedding=...)."
+            )
         self.embedding = True
         try:
             return base_embedding(model, inputs, mask_BL)
