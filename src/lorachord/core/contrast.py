@@ -22,24 +22,21 @@ EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""
 
 
-def spread_tokens(mask_BL: Tensor | None, length: int, limit: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """At most `limit` tokens of each sequence, evenly spaced among those that are not padding.
+def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor | None, Tensor]:
+    """At most `limit` tokens of each sequence, evenly spaced among those that count.
 
     Args:
-        mask_BL: True for the tokens that count; None where all do.
-        length: L.
+        mask_BL: True for the tokens that count.
         limit: the most tokens of one sequence.
-        device: where the result lies.
 
     Returns:
-        Positions (B or 1, min(L, limit)), and True where a sequence has such a token.
+        Positions (B, M) with M = min(L, limit), or None for all as they are; and (B, M), True where there is such a
+        token.
     """
-    num = min(length, limit)
-    place_1M = torch.arange(num, device=device).unsqueeze(0)
-    if mask_BL is None:
-        return place_1M * length // num, torch.ones_like(place_1M, dtype=torch.bool)
+    if mask_BL.shape[1] <= limit:
+        return None, mask_BL
     count_B1 = mask_BL.sum(1, keepdim=True)
-    nth_BM = place_1M * count_B1.clamp_min(num) // num
+    nth_BM = torch.arange(limit, device=mask_BL.device) * count_B1.clamp_min(limit) // limit
     # The tokens that count come first, in their order.
     order_BL = mask_BL.byte().argsort(dim=1, descending=True, stable=True)
     return order_BL.gather(1, nth_BM), nth_BM < count_B1
@@ -86,25 +83,23 @@ class _Contrast(torch.autograd.Function):
         inverse_BM1 = ((u_BMS * q_BMS).sum(-1, keepdim=True) + EPSILON).rsqrt()
         q_BMS, u_BMS = q_BMS * inverse_BM1, u_BMS * inverse_BM1
         # A cosine is at most 1: so no exponential overflows, and from tau = 0.025 on none vanishes in float32.
-        exp_BMM = (
-            torch.baddbmm(q_BMS.new_full((), -1 / temperature), u_BMS, q_BMS.mT, alpha=1 / temperature)
-            .exp_()
-            .mul_(valid_BM.unsqueeze(1))
-        )
-        exp_BMM.diagonal(dim1=1, dim2=2).zero_()
-        same_BMM = expert_BM.unsqueeze(1) == expert_BM.unsqueeze(2)
-        all_BM1, positive_BM1 = exp_BMM.sum(-1, keepdim=True), (exp_BMM * same_BMM).sum(-1, keepdim=True)
+        least = q_BMS.new_full((), -1 / temperature)
+        all_BMM = torch.baddbmm(least, u_BMS, q_BMS.mT, alpha=1 / temperature).exp_().mul_(valid_BM.unsqueeze(1))
+        all_BMM.diagonal(dim1=1, dim2=2).zero_()
+        positive_BMM = all_BMM * (expert_BM.unsqueeze(1) == expert_BM.unsqueeze(2)).to(all_BMM.dtype)
+        all_BM1, positive_BM1 = all_BMM.sum(-1, keepdim=True), positive_BMM.sum(-1, keepdim=True)
 
         is_term_BM1 = valid_BM.unsqueeze(2) & (positive_BM1 > 0)
         num_B11 = is_term_BM1.sum(1, keepdim=True)
         weight_BM1 = is_term_BM1 / num_B11.clamp_min(1)
         all_BM1, positive_BM1 = (torch.where(is_term_BM1, sums, 1) for sums in (all_BM1, positive_BM1))
         # With respect to the cosines over tau, and both ways round.
-        slope_BMM = exp_BMM * (weight_BM1 / all_BM1 - same_BMM * (weight_BM1 / positive_BM1))
-        slope_BMM = (slope_BMM + slope_BMM.mT) / temperature
-        grad_q_BMS = slope_BMM @ u_BMS
+        slope_BMM = all_BMM.mul_(weight_BM1 / all_BM1 / temperature)
+        slope_BMM = slope_BMM.addcmul_(positive_BMM, weight_BM1 / positive_BM1, value=-1 / temperature)
+        pull_BMS = (slope_BMM + slope_BMM.mT) @ q_BMS
+        grad_q_BMS = pull_BMS @ gram_BSS
         radial_BM1 = (grad_q_BMS * q_BMS).sum(-1, keepdim=True)
-        grad_gram_BSS = (slope_BMM @ q_BMS - radial_BM1 * q_BMS).mT @ q_BMS / 2
+        grad_gram_BSS = (pull_BMS - radial_BM1 * q_BMS).mT @ q_BMS / 2
         if len(gram_BSS) == 1:
             grad_gram_BSS = grad_gram_BSS.sum(0, keepdim=True)
         ctx.save_for_backward(inverse_BM1 * (grad_q_BMS - radial_BM1 * u_BMS), grad_gram_BSS)

@@ -90,7 +90,11 @@ class _RowsLinear(torch.autograd.Function):
         grad_x = grad_weight = grad_probe = None
         if needs_x:
             # The scale goes to the smaller operand.
-            grad_x = _matmul(grad_NO, weight_OI if ctx.scale == 1 else weight_OI * ctx.scale).view(x.shape)
+            scaled_OI = weight_OI if ctx.scale == 1 else weight_OI * ctx.scale
+            # In the layout of x: a core that has made it column by column goes on so.
+            by_columns = x_NI.stride(0) == 1
+            grad_NI = (scaled_OI.t() @ grad_NO.t()).t() if by_columns else _matmul(grad_NO, scaled_OI)
+            grad_x = grad_NI.view(x.shape)
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
@@ -98,6 +102,34 @@ class _RowsLinear(torch.autograd.Function):
             grad_weight = _matmul(grad_NO.t(), x_NI)
             grad_weight = grad_weight if ctx.scale == 1 else grad_weight * ctx.scale
         return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None
+
+
+class _StackedLinear(torch.autograd.Function):
+    """`x W^T` of weights stacked as one, each with an output of its own, laid out column by column.
+
+    That is the layout in which cores gate, and in it the outputs' gradients are put together again without a copy that
+    transposes: as operations of autograd's own, split and cat cost a third of the product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, probe_TOI: Tensor | None, row_runs: Runs | None, sizes: list[int]
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight_OI)
+        ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
+        y_ON = weight_OI @ x.reshape(-1, x.shape[-1]).t()
+        return tuple(part_ON.t().view(*x.shape[:-1], -1) for part_ON in y_ON.split(sizes))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI = ctx.saved_tensors
+        x_NI = x.reshape(-1, x.shape[-1])
+        grad_NO = torch.cat([grad.reshape(-1, grad.shape[-1]).t() for grad in grads]).t()
+        needs_x, needs_weight, needs_probe = ctx.needs_input_grad[:3]
+        grad_x = (grad_NO @ weight_OI).view(x.shape) if needs_x else None
+        grad_weight = _matmul(grad_NO.t(), x_NI) if needs_weight and not needs_probe else None
+        grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks) if needs_probe else None
+        return grad_x, grad_weight, grad_probe, None, None
 
 
 def rows_linear(
@@ -153,9 +185,12 @@ def inner_products(
     router_ED = router_ED.to(x.dtype)
     sizes = [len(down_RD), len(router_ED)]
     if dropped is x:
-        both = rows_linear(x, torch.cat([down_RD, router_ED]), probe_TOI=probe_TXD, row_runs=row_runs)
-        h, logits = both.split(sizes, dim=-1)
-        return h, logits
+        stacked_XD = torch.cat([down_RD, router_ED])
+        if probe_TXD is not None:
+            # As in `rows_linear`.
+            stacked_XD, probe_TXD = stacked_XD.detach(), probe_TXD.to(x.dtype)
+        both: tuple[Tensor, Tensor] = _StackedLinear.apply(x, stacked_XD, probe_TXD, row_runs, sizes)
+        return both
     # The router looks at all of x.
     down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
     h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
-from lorachord.core.context import Context
 from lorachord.core.registry import register
 from lorachord.core.routed import RoutedAdapter
 from lorachord.core.routing import Router, RouterConfig, require_top_k
@@ -72,7 +71,7 @@ class MALoRA(RoutedAdapter):
         self.down = nn.Parameter(torch.empty(config.r, layer.d_in))
         self.up = nn.Parameter(torch.empty(layer.d_out, num_experts * rank))
         self.coefficients = nn.Parameter(torch.empty(num_experts, rank, config.r))
-        self.router = Router(layer.d_in, num_experts, config, top_k=config.top_k, own_blocks=True)
+        self.router = Router(layer.d_in, num_experts, config, top_k=config.top_k)
 
     def reset(self) -> None:
         super().reset()
@@ -89,9 +88,8 @@ class MALoRA(RoutedAdapter):
     def scale(self) -> float:
         return self.config.alpha / self.config.expert_rank
 
-    def core_weight(self) -> Tensor:
-        return self.coefficients
-
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        coefficients_BSR = self.shared_core(ctx).flatten(1, 2).to(h_BLR.dtype)
-        return super().core(h_BLR @ coefficients_BSR.mT, x_BLX, ctx)
+    def up_weight(self) -> Tensor:
+        """The B_e P_e side by side (d_out, E r)."""
+        # Between the factors the P_e would cost more wherever there are more rows than output features.
+        up_EOR: Tensor = self.up.unflatten(1, self.coefficients.shape[:2]).transpose(0, 1) @ self.coefficients
+        return up_EOR.transpose(0, 1).flatten(1)

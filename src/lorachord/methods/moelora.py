@@ -92,24 +92,25 @@ class MoELoRA(RoutedAdapter):
 
     def _contrast(self, h_BLR: Tensor, logits_BLE: Tensor, ctx: Context) -> Tensor | None:
         config, mask_BL = self.config, mask_of(ctx, h_BLR)
-        if mask_BL is not None:
-            # The samples as the mask has them: one task named for all of them has made them one.
-            h_BLR, logits_BLE = h_BLR.view(*mask_BL.shape, -1), logits_BLE.view(*mask_BL.shape, -1)
+        if mask_BL is None:
+            mask_BL = torch.ones(h_BLR.shape[:2], dtype=torch.bool, device=h_BLR.device)
+        # The samples as the mask has them: a layer may see rows alone.
+        h_BLR, logits_BLE = h_BLR.reshape(*mask_BL.shape, -1), logits_BLE.reshape(*mask_BL.shape, -1)
+        place_BM, valid_BM = spread_tokens(mask_BL, config.contrastive_tokens)
+        if place_BM is not None:
+            h_BLR, logits_BLE = (
+                rows.gather(1, place_BM.unsqueeze(2).expand(-1, -1, rows.shape[2])) for rows in (h_BLR, logits_BLE)
+            )
+        expert_BMK = logits_BLE.topk(config.top_k).indices
         gram_BRR = self.shared_core(ctx)
-        place_BM, valid_BM = spread_tokens(mask_BL, h_BLR.shape[1], config.contrastive_tokens, h_BLR.device)
-        place_BM = place_BM.expand(len(h_BLR), -1)
-        h_BMR, logits_BME = (
-            rows.gather(1, place_BM.unsqueeze(2).expand(-1, -1, rows.shape[2])) for rows in (h_BLR, logits_BLE)
-        )
-        expert_BMK = logits_BME.topk(config.top_k).indices
-        h_BMER = h_BMR.to(gram_BRR.dtype).unflatten(2, (config.num_experts, config.r))
-        own_BMKE = torch.zeros_like(expert_BMK.unsqueeze(3).expand(-1, -1, -1, config.num_experts), dtype=h_BMER.dtype)
-        own_BMKE.scatter_(3, expert_BMK.unsqueeze(3), 1.0)
+        own_BMKE = (expert_BMK.unsqueeze(3) == torch.arange(config.num_experts, device=h_BLR.device)).to(gram_BRR.dtype)
+        h_BMER = h_BLR.to(gram_BRR.dtype).unflatten(2, (config.num_experts, config.r))
+        q_BMKER = own_BMKE.unsqueeze(4) * h_BMER.unsqueeze(2)
         return contrastive_loss(
-            (own_BMKE.unsqueeze(4) * h_BMER.unsqueeze(2)).flatten(3).flatten(1, 2),
+            q_BMKER.flatten(3).flatten(1, 2),
             gram_BRR,
             expert_BMK.flatten(1),
-            valid_BM.expand(len(h_BLR), -1).repeat_interleave(config.top_k, dim=1),
+            valid_BM.repeat_interleave(config.top_k, dim=1),
             config.temperature,
             ctx.recording,
         )
