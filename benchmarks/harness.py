@@ -32,12 +32,24 @@ class Options:
     json: bool = False
 
 
-def parse_options(description: str | None) -> Options:
-    """Read the command line; `description` is usually the benchmark's docstring."""
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The parser of `Options`, for a benchmark that adds its own; `description` is usually its docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes: under a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    return Options(**vars(parser.parse_args()))
+    return parser
+
+
+def parse_options(description: str | None) -> Options:
+    """Read the command line of a benchmark that has no options of its own."""
+    return Options(**vars(parser_of(description).parse_args()))
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a step returns whose time was taken elsewhere, as in another process."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: in
     """Time steps against each other.
 
     Args:
-        steps: what to run, by name.
+        steps: what to run, by name; a step that returns `Took` has timed itself.
         num_pairs: rounds that count.
         num_warmup: rounds before these, thrown away.
         seed: of the order within the rounds.
@@ -72,8 +84,8 @@ def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: in
             shuffle(order)
             for name in order:
                 start = perf_counter()
-                steps[name]()
-                elapsed = perf_counter() - start
+                returned = steps[name]()
+                elapsed = returned.seconds if isinstance(returned, Took) else perf_counter() - start
                 if index >= num_warmup:
                     seconds[name].append(elapsed)
     finally:
