@@ -205,7 +205,8 @@ def on_task(
     Args:
         model: a model with an adapter, however wrapped.
         tasks: a task name or index for the whole batch; or one per sample, as a list of names or of indices, or as a
-            LongTensor (B,). Indices are positions in the adapter's task list. None leaves the tasks as they are.
+            LongTensor (B,). Indices are positions in the adapter's task list. None beside one of the others leaves the
+            tasks as they are.
         prompt_mask: for methods that choose once for each prompt: True for its tokens (B, L); tokens beyond the mask
             are no part of it. Default: of a decoder's pass with `labels`, the tokens before the first that counts; else
             all that are not padding. In passes that go on from a cache, the prompt is what the first pass has read.
@@ -218,9 +219,11 @@ def on_task(
     if not states and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
     active = [*active_adapters(model), HEADS]
+    prompts_alone = tasks is None and not (prompt_mask is None and embedding is None)
     # Resolve all before any is set: an error leaves everything as it was.
     entered = [
-        (state, state.named, state.prompts.given, state.named if tasks is None else state.resolve(tasks, active))
+        # None alone is refused there, in words.
+        (state, state.named, state.prompts.given, state.named if prompts_alone else state.resolve(tasks, active))  # type: ignore[arg-type]
         for state in states
     ]
     for state, _, _, contexts in entered:
