@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     fuse.add_argument("--recipe", metavar="YAML", help="describes the tasks of adapters that are no runs")
     fuse.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when the runs were made")
     fuse.add_argument("--granularity", choices=("task", "layer", "fixed"), help="of the coefficients")
-    fuse.add_argument("--protect", nargs="+", metavar="LAYER", help="layers that are left to the base")
+    fuse.add_argument("--protect", action="append", metavar="LAYER", help="a layer, or a block, left to the base")
     fuse.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the method")
     fuse.add_argument("--rank", type=int, help="of the result; default: exact, or that of all adapters together")
     fuse.add_argument("--full", action="store_true", help="save a whole model and no LoRA")

@@ -45,7 +45,7 @@ def average(vectors: TaskVectors) -> Merged:
 
 def trim(delta: Tensor, density: float) -> Tensor:
     """The entries of largest magnitude, the share `density` of them; the others 0."""
-    kept = delta.abs().flatten().topk(int(density * delta.numel())).indices
+    kept = delta.abs().flatten().topk(max(1, int(density * delta.numel()))).indices
     trimmed = torch.zeros_like(delta).flatten()
     trimmed[kept] = delta.flatten()[kept]
     return trimmed.view_as(delta)

@@ -90,4 +90,5 @@ def answers(model: nn.Module, task: str | None = None) -> Tensor:
 
 def near(found: Tensor, expected: Tensor, atol: float = 1e-6) -> bool:
     """Equal up to rounding: within `atol` of the largest entry (or of 1)."""
+    found, expected = found.detach(), expected.detach()
     return float((found - expected).abs().max()) <= atol * max(1.0, float(expected.abs().max()))
