@@ -141,6 +141,24 @@ def test_famo_sees_the_losses_of_the_same_batch_with_the_same_dropout(tmp_path: 
         assert float(loss) == pytest.approx(logged[f"loss_{NAMES[index]}"], rel=1e-6)
 
 
+def test_what_famo_looks_at_again_is_no_observation_of_surgery(tmp_path: Path) -> None:
+    found = []
+    for name in ("famo", "running_scale"):
+        made, sizes = trainer(tmp_path, name, max_steps=3, save_strategy="no"), []
+        made.surgeon = Surgeon(made.model, "significant")
+        observe = made.surgeon.rule.observe
+
+        def watched(gramians: Any, sizes_S: Any, observe: Any = observe, sizes: list[Any] = sizes) -> None:
+            sizes.append(sizes_S.tolist())
+            observe(gramians, sizes_S)
+
+        made.surgeon.rule.observe = watched  # type: ignore[method-assign]
+        made.train()
+        found.append(sizes)
+    assert found[0] == found[1]
+    assert all(sum(sizes) >= 8 for sizes in found[0])
+
+
 def error(made: MultiTaskTrainer) -> float:
     """The squared error of the numbers, over their variance."""
     records = made.predict_tasks()["number"]

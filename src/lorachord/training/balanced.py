@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorachord.surgery.balancing import Balance
 from lorachord.surgery.surgeon import Surgeon
+from lorachord.surgery.task_grads import OnePass
 from lorachord.training.losses import examples_of
 
 FILE = "tasks.pt"
@@ -63,6 +64,9 @@ class BalancedMixin:
             torch.set_rng_state(state)
             set_device_states(devices, states)
             losses, _ = self.task_losses(model, inputs)
+        if self.surgeon is not None and isinstance(self.surgeon.gradients, OnePass):
+            # It has counted samples that no gradient comes of.
+            self.surgeon.gradients.sizes_S.zero_()
         self.balance.after(losses, self.counts(inputs))
 
     def create_optimizer(self, *args: Any, **keywords: Any) -> torch.optim.Optimizer:
