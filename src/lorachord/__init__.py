@@ -29,7 +29,7 @@ from lorachord.fusion import TaskVectors, fuse
 from lorachord.heads import TaskHeads, add_heads
 from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, target_layers
+from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, router_load, target_layers
 
 __version__ = "0.1.0"
 
@@ -65,5 +65,6 @@ __all__ = [
     "option",
     "penalty",
     "register",
+    "router_load",
     "target_layers",
 ]

@@ -37,6 +37,9 @@ def assert_ranks_change_nothing(tmp_path: Path, *what: str) -> None:
     ("method", "rule"),
     [
         ("lora", "ortho_lora"),
+        ("moelora", "none"),
+        pytest.param("mosld", "none", marks=pytest.mark.slow),
+        pytest.param("mode", "none", marks=pytest.mark.slow),
         pytest.param("mtl_lora", "none", marks=pytest.mark.slow),
         pytest.param("multilora", "ortho_lora", marks=pytest.mark.slow),
         pytest.param("hydralora", "significant", marks=pytest.mark.slow),

@@ -22,6 +22,12 @@ from tests.tiny_data import own, rows, task_of, tokenizer
 from tests.tiny_models import perturb, tiny
 
 TASKS = tuple(task_of(fields) for fields in own("colour", "size", "number", "choice"))
+OPTIONS = {
+    # Weights large enough to see: what is a mean over all ranks' rows is not the mean of the ranks' means.
+    "mosld": {"num_experts": 4, "balance": 2.0, "z": 0.5},
+    "moelora": {"num_experts": 4, "balance": 2.0, "contrastive": 2.0},
+    "mode": {"balance": 2.0},
+}
 BATCH = 6
 """Rows of a global batch of four tasks: some tasks are absent from a batch, and more from a rank's share of it."""
 
@@ -30,7 +36,7 @@ def main(out: str, method: str, rule: str, name: str = "equal") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
-    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], r=4)
+    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], r=4, **OPTIONS.get(method, {}))
     perturb(model, 0.1)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

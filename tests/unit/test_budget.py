@@ -33,14 +33,44 @@ def test_mtl_lora_has_the_published_count() -> None:
     assert count.cores == 128 * (8 * 64 + 8 * 3)
 
 
-@pytest.mark.parametrize("method", ["lora", "multilora", "mtl_lora", "hydralora", "mosld"])
-def test_the_rank_found_is_the_nearest(method: str) -> None:
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("names", "factors", "with_routers"), [(LINEARS[:4], 0.437, 0.411), (LINEARS, 0.398, 0.377)], ids=["qkvo", "all"]
+)
+def test_malora_saves_what_it_says_against_the_matching_mixture(
+    names: tuple[str, ...], factors: float, with_routers: float
+) -> None:
+    ours, mixture = (lc.count_parameters(method, llama2_7b(*names)) for method in ("malora", "moelora"))
+    assert ours.routers == mixture.routers
+    assert 1 - (ours.factors + ours.cores) / mixture.factors == pytest.approx(factors, abs=5e-4)
+    assert 1 - ours.total / mixture.total == pytest.approx(with_routers, abs=5e-4)
+    wider = lc.count_parameters("malora", llama2_7b(*names), options={"expert_rank": 16})
+    assert wider.total > mixture.total
+
+
+def test_mode_has_a_router_for_each_block_of_rank_slots() -> None:
+    layers, (m, r, p) = llama2_7b("q_proj", "down_proj"), (6, 4, 2)
+    count = lc.count_parameters("mode", layers, options={"num_experts": m, "r": r, "block": p})
+    assert count.factors == BLOCKS * (r * (D + FFN) + m * r * (D + D))
+    assert count.routers == BLOCKS * m * (r // p) * (D + FFN)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((method, {}) for method in ("lora", "multilora", "mtl_lora", "hydralora", "mosld", "mode", "moelora")),
+        ("malora", {"expert_rank": 4}),
+    ],
+)
+def test_the_rank_found_is_the_nearest(method: str, options: dict[str, int]) -> None:
     layers = llama2_7b("q_proj", "down_proj")
-    fit = lc.fit_rank(method, layers, 20_000_000, num_tasks=4)
+    fit = lc.fit_rank(method, layers, 25_000_000, num_tasks=4, options=options)
     for other in (fit.r - 1, fit.r + 1):
-        count = lc.count_parameters(method, layers, num_tasks=4, options={"r": other})
-        assert abs(count.total - 20_000_000) >= abs(fit.count.total - 20_000_000)
-    assert fit.error == fit.count.total / 20_000_000 - 1
+        count = lc.count_parameters(method, layers, num_tasks=4, options={**options, "r": other})
+        assert abs(count.total - 25_000_000) >= abs(fit.count.total - 25_000_000)
+    assert fit.error == fit.count.total / 25_000_000 - 1
 
 
 def test_a_rank_that_fits_exactly_is_found() -> None:
