@@ -51,6 +51,16 @@ def test_another_model_may_embed_the_prompts(
     assert evaluate(run.path, "dev", data_dir=task_files, again=True)["tasks"] == run.metrics["dev"]["tasks"]
 
 
+def test_an_encoder_that_is_not_there_is_refused_before_anything_is_made(
+    tiny_llama: Path, task_files: Path, tmp_path: Path
+) -> None:
+    method = {"name": "mor1e", "encoder": str(tmp_path / "nowhere")}
+    made = recipe(tiny_llama, *WRITTEN, method=method, model={"kind": "decoder"})
+    with pytest.raises(ValueError, match=r"method: .*nowhere"):
+        train(made, tmp_path / "run", data_dir=task_files)
+    assert not (tmp_path / "run").exists()
+
+
 def trained(model: Any, batches: Any, task: Task, out: Path, **settings: Any) -> MultiTaskTrainer:
     data = [Dataset.from_list(examples(task))]
     args = TrainingArguments(

@@ -126,15 +126,17 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
     try:
         if "calibration" in recipe.method and not issubclass(all_methods().get(method, Adapter), Calibrated):
             raise ValueError(f"{method} needs no calibration; leave it out.")
-        for key in options.keys() & {"tasks", "format_version", "base_fingerprint"}:
+        for key in options.keys() & {"tasks", "format_version", "base_fingerprint", "centroids"}:
             raise ValueError(f"{key} is not for a recipe to say; it follows from the tasks and the model.")
         if method in BASELINES:
             baseline_config(method, **options)
         elif method in all_methods():
-            LorachordConfig.build(method, tasks=names, **options)
+            encoder = LorachordConfig.build(method, tasks=names, **options).options.get("encoder", "base")
+            if encoder != "base":
+                resolve(encoder)
         else:
             raise ValueError(f"there is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
-    except ValueError as error:
+    except (ImportError, RuntimeError, ValueError) as error:
         raise ValueError(f"method: {error}") from None
     if recipe.surgery is not None:
         try:
