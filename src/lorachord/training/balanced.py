@@ -14,6 +14,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorachord.surgery.balancing import Balance
+from lorachord.surgery.popart import PopArt
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.task_grads import OnePass
 from lorachord.training.losses import examples_of
@@ -41,7 +42,7 @@ class BalancedMixin:
 
     def before_forward(self, inputs: dict[str, Any]) -> None:
         """Show the balance a batch's answers, and keep the batch if its losses will be wanted again."""
-        if "answers" in inputs:
+        if isinstance(self.balance, PopArt):
             self.balance.train()
             chosen = examples_of(inputs["num_rows"], inputs["tasks"])
             regressions = [index for index in chosen if self.tasks[index].kind == "regression"]

@@ -56,6 +56,14 @@ def test_absent_tasks_and_zero_gradients_have_no_cosine(tmp_path: Path) -> None:
     assert found.negative[0, 1] == float(one.gramians_NTT[1, 0, 1] < 0)
 
 
+def test_a_step_in_which_no_task_has_a_gradient_has_nothing_to_say(tmp_path: Path) -> None:
+    Watch(tmp_path, TASKS).see(Operation(KEYS, (), torch.zeros(2, 0, 0), torch.zeros(2, 0)), OrthoLora(), 1)
+    found = read(tmp_path)
+    assert np.isnan(found.cosines).all()
+    assert np.isnan(found.negative).all()
+    assert found.moved.tolist() == [[0, 0]]
+
+
 def test_significant_conflicts_are_the_rules_own(tmp_path: Path) -> None:
     rule = Significant()
     rule.significant_NTT = torch.zeros(2, 3, 3, dtype=torch.bool)
