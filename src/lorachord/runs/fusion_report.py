@@ -40,6 +40,7 @@ class How:
         split: what is scored. Default dev.
         rank: of the result. Default: exact, or that of all adapters together where the result is dense.
         full: save a whole model and no LoRA.
+        beside: score the individual adapters, their average and the sweep as well. Default true.
         seed: of the choice of examples. Default 0.
     """
 
@@ -50,6 +51,7 @@ class How:
     split: str = "dev"
     rank: int | None = None
     full: bool = False
+    beside: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,9 +105,11 @@ def compare(merged: Merged, tasks: Tasks, how: How, out: Path) -> dict[str, Any]
         return report({task.name: score_task(task, made[task.name]) for task in tasks.data.tasks})
 
     names = list(enumerate(vectors.tasks))
-    found = {SINGLE: scored(SINGLE, {task: records(single(vectors, index), index) for index, task in names})}
-    candidates = {"average": average(vectors)}
-    candidates |= {f"lambda {scale:g}": task_arithmetic(vectors, scale) for scale in SWEEP}
+    found, candidates = {}, {}
+    if how.beside:
+        found[SINGLE] = scored(SINGLE, {task: records(single(vectors, index), index) for index, task in names})
+        candidates = {"average": average(vectors)}
+        candidates |= {f"lambda {scale:g}": task_arithmetic(vectors, scale) for scale in SWEEP}
     for name, candidate in candidates.items():
         found[name] = scored(name, {task: records(candidate, index) for index, task in names})
         found[name]["xi"] = disentanglement(candidate, inputs, against)
