@@ -84,25 +84,25 @@ def assemble(base: nn.Module, tasks: tuple[str, ...], members: list[dict[str, Lo
         found = [member.get(path) if isinstance(member, dict) else None for member in members]
         if any(isinstance(member, Checkpoint) for member in members):
             d_in, d_out = linear_features(base.get_submodule(path)) or (0, 0)
-            layers[path] = Dense(_reader(members, path, (d_out, d_in)), (d_out, d_in), len(tasks))
+            absent = torch.zeros((), device=base.get_parameter(f"{path}.weight").device).expand(d_out, d_in)
+            layers[path] = Dense(_reader(members, path, absent), (d_out, d_in), len(tasks))
         else:
             layers[path] = Stacked.of(found)
     others = {}
     names = dict.fromkeys(name for member in members if isinstance(member, Checkpoint) for name in member.others)
     for name in names:
-        shape = tuple(base.get_parameter(name).shape)
-        others[name] = Dense(_reader(members, name, shape), shape, len(tasks))
+        parameter = base.get_parameter(name)
+        absent = torch.zeros((), device=parameter.device).expand(parameter.shape)
+        others[name] = Dense(_reader(members, name, absent), tuple(absent.shape), len(tasks))
     return TaskVectors(base, tasks, layers, others)
 
 
-def _reader(
-    members: list[dict[str, LowRank] | Checkpoint], name: str, shape: tuple[int, ...]
-) -> Callable[[int], Tensor]:
+def _reader(members: list[dict[str, LowRank] | Checkpoint], name: str, absent: Tensor) -> Callable[[int], Tensor]:
     def read(task: int) -> Tensor:
         member = members[task]
         if isinstance(member, Checkpoint):
             return member.delta(name)
-        return member[name].dense() if name in member else torch.zeros(shape)
+        return member[name].dense() if name in member else absent
 
     return read
 

@@ -248,3 +248,16 @@ def test_gates_averaged_on_data_are_the_gates_where_inputs_do_not_matter(tmp_pat
     batches = {task: [inputs(kind="tokens")] for task in "ab"}
     vectors = TaskVectors.from_routed(tiny("llama"), tmp_path / "a", batches)
     assert near(answers(single(vectors, 0).as_lora()), answers(model))
+
+
+def test_a_bfloat16_base_is_near_the_float32_one(tmp_path: Path):
+    two(tmp_path, "llama")
+    folders = {task: tmp_path / task for task in "ab"}
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        vectors = TaskVectors.from_adapters(tiny("llama").to(dtype), folders)
+        with single(vectors, 0).model() as model:
+            found.append(answers(model))
+        found.append(answers(single(vectors, 0).as_lora()))
+    assert all(near(answer.float(), found[0], 0.1) for answer in found)
+    assert found[2].dtype == torch.bfloat16
