@@ -59,7 +59,8 @@ def attach(case: Case, base: torch.nn.Module, **keywords: Any) -> PeftModel:
     method, calibration = lc.get_method(case.method), None
     if issubclass(method, Calibrated) and method.needs_calibration(method.Config.from_dict(case.options)):
         batches = {task: [{"input_ids": token_ids(seed=seed)}] for seed, task in enumerate(TASKS)}
-        calibration = lc.calibrate(base, case.method, tasks=TASKS, batches=batches, **case.options, **keywords)
+        how = dict(tasks=TASKS, batches=batches, loss=lambda model, batch: model(**batch).logits.logsumexp(-1).mean())
+        calibration = lc.calibrate(base, case.method, **how, **case.options, **keywords)
     model = lc.attach(base, case.method, tasks=TASKS, calibration=calibration, **case.options, **keywords)
     case.fit(model)
     return model

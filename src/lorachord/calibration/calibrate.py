@@ -10,10 +10,12 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.calibration.inputs import Batch, Limits, measure_inputs
-from lorachord.core.calibrated import Calibrated, FromInputs
+from lorachord.calibration.conflict import Loss, measure_conflict, own_loss
+from lorachord.calibration.inputs import Batch, Limits, measure_inputs, size_of
+from lorachord.core.calibrated import Calibrated, FromConflict, FromInputs
 from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import get_method
+from lorachord.core.settings import RankConfig
 from lorachord.core.words import suggest
 from lorachord.tuner.calibration import TARGETS, Calibration, plain
 from lorachord.tuner.config import LorachordConfig
@@ -29,17 +31,21 @@ def calibrate(
     batches: Mapping[str, Iterable[Batch]],
     max_samples: int = 500,
     limits: Limits | None = None,
+    loss: Loss = own_loss,
     **settings: Any,
 ) -> Calibration:
     """Measure what a method wants to know about its tasks: `lorachord.attach(..., calibration=calibrate(...))`.
 
     Args:
         base: the plain model; it is left as it was.
-        method: name of a method that is fitted to its tasks: `thanora`.
+        method: name of a method that is fitted to its tasks: `thanora` looks at their inputs, `allot` at the conflict
+            of their gradients.
         tasks: ordered, unique task names.
-        batches: model inputs (keyword arguments of `base`) of each task; padding is told by `attention_mask`.
+        batches: model inputs (keyword arguments of `base`) of each task; padding is told by `attention_mask`. Where
+            gradients are looked at, a step takes two batches of each task, with `labels`.
         max_samples: of each task, the first ones. Default 500.
         limits: of memory; see `Limits`. Default: 2 GiB.
+        loss: of a model and a batch of one task, where gradients are looked at. Default: the model's own.
         settings: the method's options, and `target_modules` and its like, as for `attach`.
 
     Raises:
@@ -57,15 +63,13 @@ def calibrate(
             raise ValueError(f"There are no batches of the task {task!r}. {suggest(task, batches)}")
     kept = {task: _first(task, batches[task], max_samples) for task in tasks}
     layers = plan(base, config)
-    was_training = base.training
-    base.eval()
-    try:
-        assert issubclass(cls, FromInputs)
-        found, start, report = _from_inputs(cls, config, base, layers, kept, limits or Limits())
-    finally:
-        base.train(was_training)
-    samples = {task: sum(map(_size, own)) for task, own in kept.items()}
     targets = {key: plain(settings[key]) for key in settings.keys() & set(TARGETS)}
+    if issubclass(cls, FromInputs):
+        found, start, report = _from_inputs(cls, config, base, layers, kept, limits or Limits())
+    else:
+        assert issubclass(cls, FromConflict)
+        (found, report), start = _from_conflict(cls, config, base, kept, loss, targets), {}
+    samples = {task: sum(map(size_of, own)) for task, own in kept.items()}
     return Calibration(
         method=method,
         tasks=tuple(tasks),
@@ -107,6 +111,31 @@ def _from_inputs(
     return found, start, {"entropies": entropies}
 
 
+def _from_conflict(
+    cls: type[FromConflict],
+    config: LorachordConfig,
+    base: nn.Module,
+    batches: Mapping[str, Sequence[Batch]],
+    loss: Loss,
+    targets: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    options = config.method_config
+    assert isinstance(options, RankConfig)
+    conflict = measure_conflict(
+        base,
+        batches,
+        steps=config.options["warmup_steps"],
+        learning_rate=config.options["warmup_learning_rate"],
+        level=config.options["level"],
+        loss=loss,
+        r=config.options["r"],
+        alpha=config.options["alpha"],
+        **targets,
+    )
+    modules = conflict.of_modules()
+    return cls.from_conflict(options, modules), {"conflict": modules, "pairs": conflict.of_pairs().tolist()}
+
+
 def _weight(module: nn.Module) -> Tensor:
     """W0 (O, D), at least float32."""
     weight: Tensor = dequantize_module_weight(module).detach()
@@ -114,15 +143,11 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
-def _size(batch: Batch) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
-
-
 def _first(task: str, batches: Iterable[Batch], max_samples: int) -> list[Batch]:
     """The batches that hold the first samples, the last of them cut."""
     kept, room = [], max_samples
     for batch in batches:
-        size = _size(batch)
+        size = size_of(batch)
         if size > room:
             batch = {
                 key: value[:room] if isinstance(value, Tensor) and value.dim() and len(value) == size else value

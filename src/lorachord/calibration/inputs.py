@@ -45,7 +45,7 @@ def measure_inputs(
     """Each group of layers that share their input, with its covariance on every task.
 
     Args:
-        base: the model, in eval mode.
+        base: the model.
         layers: to be watched.
         batches: model inputs by task; an `attention_mask` (B, L) says which tokens count.
         limits: of memory.
@@ -130,11 +130,25 @@ def _hooks(base: nn.Module, watch: Mapping[str, Callable[[Tensor], None]]) -> It
 
 @torch.no_grad()
 def _forward(base: nn.Module, task: str, batch: Batch) -> None:
-    device = next(base.parameters()).device
-    inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    # Heads per task want to know it.
-    with on_task(base, task) if states_of(base) else nullcontext():
-        base(**inputs)
+    was_training = base.training
+    base.eval()
+    try:
+        # Heads per task want to know it.
+        with on_task(base, task) if states_of(base) else nullcontext():
+            base(**on_device(batch, base))
+    finally:
+        base.train(was_training)
+
+
+def on_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
+    """A batch with its tensors where the model is."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def size_of(batch: Batch) -> int:
+    """Samples of a batch."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
 
 
 def _dtype(base: nn.Module) -> torch.dtype:

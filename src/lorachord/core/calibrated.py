@@ -55,3 +55,17 @@ class FromInputs(Calibrated, ABC):
         Raises:
             ValueError: the options do not fit the layer.
         """
+
+
+class FromConflict(Calibrated, ABC):
+    """Fitted to where the tasks' gradients conflict in a warm-up of plain LoRA."""
+
+    @classmethod
+    @abstractmethod
+    def from_conflict(cls, config: MethodConfig, conflict: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+        """Options by name and module.
+
+        Args:
+            config: with `warmup_steps`, `warmup_learning_rate` and `level`.
+            conflict: of each module, how significant its worst conflict is (a t statistic); 0 where none is.
+        """

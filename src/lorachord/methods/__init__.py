@@ -1,5 +1,6 @@
 """One file a method; importing this package registers them all."""
 
+from lorachord.methods.allot import Allot as Allot
 from lorachord.methods.hydralora import HydraLoRA as HydraLoRA
 from lorachord.methods.lora import LoRA as LoRA
 from lorachord.methods.malora import MALoRA as MALoRA

@@ -20,6 +20,7 @@ from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
 from lorachord.core.settings import RankConfig, option
+from lorachord.core.task_core import by_task, task_matrices
 
 
 @register
@@ -69,16 +70,9 @@ class MTLLoRA(Adapter):
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert ctx.task_ids_B is not None
-        wide = torch.promote_types(self.mixture.dtype, torch.float32)
-        share_TU = torch.softmax(self.mixture.to(wide) / self.config.temperature, dim=-1)
         square_TRR = self.transform if self.transform.dim() == 3 else torch.diag_embed(self.transform)
-        # The matrices are tiny, so what counts is the number of operations, and a product is one in both directions.
-        matrix_TUQ = torch.bmm(share_TU.unsqueeze(2), square_TRR.to(wide).flatten(1).unsqueeze(1))
-        matrix_TSR = matrix_TUQ.view(len(share_TU), -1, self.config.r)
+        matrix_TSR = task_matrices(square_TRR, self.mixture, self.config.temperature)
         if self.config.unknown_task == "mean":
             # The task id T, one past the last, stands for every task that was not trained.
             matrix_TSR = torch.cat([matrix_TSR, matrix_TSR.mean(0, keepdim=True)])
-        matrix_BRS = matrix_TSR.to(h_BLR.dtype).index_select(0, ctx.task_ids_B).mT
-        # One task may stand for all samples.
-        mixed = torch.bmm(h_BLR.reshape(len(matrix_BRS), -1, self.config.r), matrix_BRS)
-        return mixed.view(*h_BLR.shape[:2], -1)
+        return by_task(h_BLR, matrix_TSR, ctx.task_ids_B)

@@ -65,7 +65,7 @@ class ThanoRA(FromInputs):
             init: blocks start as `svd` of W0 and the tasks' inputs (default), or `kaiming`, with B zero.
             temperature: tau. Default 0.1.
             spr: lambda, weight of the penalty. Default 0.01.
-            side: what the penalty keeps apart: `a`, `b` or `both` (default).
+            side: what the penalty keeps apart: `a` (default), `b` or `both`.
             ranks: r_1..r_T; the rest of r is r_c. Default: uniform; per module, as calibration finds them.
         """
 
@@ -75,7 +75,7 @@ class ThanoRA(FromInputs):
         init: str = option("svd", choices=("svd", "kaiming"))
         temperature: float = option(0.1, above=0)
         spr: float = option(0.01, low=0)
-        side: str = option("both", choices=("a", "b", "both"))
+        side: str = option("a", choices=("a", "b", "both"))
         ranks: tuple[int, ...] = option((), items=int, low=1, per_module=True)
 
     config: Config
@@ -149,12 +149,10 @@ class ThanoRA(FromInputs):
     def penalty(self) -> Tensor | None:
         if not self.config.spr:
             return None
-        sides: dict[str, list[Tensor]] = {"a": [self.down], "b": [self.up.t()], "both": [self.down, self.up.t()]}
+        sides = {"a": (self.down,), "b": (self.up.t(),), "both": (self.down, self.up.t())}
         between_RR = between_tasks(self.ranks, self.config.r, self.down.device, self.down.dtype)
-        terms: list[Tensor] = [
-            _Apart.apply(rows_RX, between_RR, self.config.spr) for rows_RX in sides[self.config.side]
-        ]
-        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        total: Tensor = _Apart.apply(self.config.spr, between_RR, *sides[self.config.side])
+        return total
 
 
 def share_ranks(r: int, entropies: Sequence[float], temperature: float) -> tuple[int, ...]:
@@ -203,29 +201,33 @@ def blocks(weight_OD: Tensor, covariance: Covariance, rank: int) -> tuple[Tensor
 
 
 class _Apart(torch.autograd.Function):
-    """lambda / 2 * sum over pairs of ranks of different tasks of the squared cosine of their rows.
+    """lambda / 2 * sum over pairs of ranks of different tasks of the squared cosine of their rows, for each factor.
 
     With K = X X^T, n = sqrt(diag K + 1e-6), G = K / (n n^T) and G' its part between tasks: the penalty is
-    lambda / 2 |G'|^2, and its gradient 2 lambda diag(1/n) (G' - diag(rowsums of G'^2)) diag(1/n) X.
+    lambda / 2 |G'|^2, and its gradient 2 lambda diag(1/n) (G' - diag(rowsums of G'^2)) diag(1/n) X. The matrices are
+    tiny, so what counts is the number of operations: those of both factors (F) are done at once.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows_RX: Tensor, between_RR: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, weight: float, between_RR: Tensor, *rows: Tensor) -> Tensor:
+        gram_FRR = between_RR.new_empty(len(rows), *between_RR.shape)
         # Cosines in the parameters' own dtype, whatever the model computes in.
-        with torch.autocast(rows_RX.device.type, enabled=False):
-            gram_RR = rows_RX @ rows_RX.t()
-        inverse_R = (gram_RR.diagonal() + 1e-6).rsqrt()
-        inverse_RR = inverse_R[:, None] * inverse_R
-        gram_RR *= inverse_RR
-        gram_RR *= between_RR
-        squares_R = gram_RR.square().sum(1)
-        gram_RR.diagonal().sub_(squares_R)
-        gram_RR *= inverse_RR
-        ctx.save_for_backward(rows_RX, gram_RR)
+        with torch.autocast(between_RR.device.type, enabled=False):
+            for gram_RR, rows_RX in zip(gram_FRR, rows, strict=True):
+                torch.mm(rows_RX, rows_RX.t(), out=gram_RR)
+        inverse_FR = (gram_FRR.diagonal(dim1=1, dim2=2) + 1e-6).rsqrt_()
+        inverse_FRR = inverse_FR.unsqueeze(2) * inverse_FR.unsqueeze(1)
+        gram_FRR *= inverse_FRR
+        gram_FRR *= between_RR
+        squares_FR = gram_FRR.square().sum(2)
+        gram_FRR.diagonal(dim1=1, dim2=2).sub_(squares_FR)
+        gram_FRR *= inverse_FRR
+        ctx.save_for_backward(gram_FRR, *rows)
         ctx.weight = weight
-        return weight / 2 * squares_R.sum()
+        return squares_FR.sum() * (weight / 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        rows_RX, gram_RR = ctx.saved_tensors
-        return (2 * ctx.weight * grad * gram_RR) @ rows_RX, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gram_FRR, *rows = ctx.saved_tensors
+        scaled_FRR = gram_FRR * (2 * ctx.weight * grad)
+        return None, None, *(scaled_RR @ rows_RX for scaled_RR, rows_RX in zip(scaled_FRR, rows, strict=True))

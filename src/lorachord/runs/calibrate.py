@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorachord.calibration import calibrate
-from lorachord.core.calibrated import Calibrated
+from lorachord.core.calibrated import Calibrated, FromInputs
 from lorachord.core.registry import all_methods
 from lorachord.data.mixture import Rows
 from lorachord.runs.arguments import ranks
 from lorachord.runs.prepare import TaskSet
 from lorachord.runs.recipe import Recipe
 from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.tuner import Calibration
 from lorachord.tuner.calibration import PLAIN
 
@@ -54,17 +57,44 @@ def calibration_of(
     base.to(ranks().device)
     names = [task.name for task in data.tasks]
     rows = data.split("train", MAX_ROWS, recipe.tasks.seed)
-    inputs = {
-        name: _inputs(batches, own, index, recipe.evaluation.batch_size)
-        for index, (name, own) in enumerate(zip(names, rows, strict=True))
-    }
-    return calibrate(base, method.method, tasks=names, batches=inputs, **options)
+    # A step on gradients takes two batches of every task, and is as large as one in training.
+    on_inputs = issubclass(method, FromInputs)
+    size = recipe.evaluation.batch_size if on_inputs else max(1, recipe.training.batch_size // (2 * len(names)))
+    return calibrate(
+        base,
+        method.method,
+        tasks=names,
+        batches={
+            name: _batches(batches, own, index, size, on_inputs)
+            for index, (name, own) in enumerate(zip(names, rows, strict=True))
+        },
+        # The rows are chosen already.
+        max_samples=sys.maxsize,
+        loss=partial(_loss, batches, data.variances),
+        **options,
+    )
 
 
-def _inputs(
-    batches: EncoderBatches | DecoderBatches, rows: Rows, index: int, batch_size: int
+def _batches(
+    batches: EncoderBatches | DecoderBatches, rows: Rows, index: int, batch_size: int, inputs_alone: bool
 ) -> Iterator[dict[str, Any]]:
     examples = [{**rows[row], "task": index} for row in range(len(rows))]
     for start in range(0, len(examples), batch_size):
         batch = batches(examples[start : start + batch_size])
-        yield {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+        yield {key: value for key, value in batch.items() if not inputs_alone or key not in NOT_INPUTS}
+
+
+def _loss(
+    batches: EncoderBatches | DecoderBatches,
+    variances: Mapping[int, float],
+    model: nn.Module,
+    batch: Mapping[str, Any],
+) -> Tensor:
+    """The loss of a batch of one task, as in training."""
+    logits = model(**{key: value for key, value in batch.items() if key not in NOT_INPUTS}).logits
+    if isinstance(batches, EncoderBatches):
+        losses = encoder_losses(logits, batch["answers"], batch["num_rows"], batch["tasks"], batches.tasks, variances)
+    else:
+        losses = decoder_losses(logits, batch["labels"], batch["tasks"])
+    [loss] = losses.values()
+    return loss

@@ -68,6 +68,12 @@ class TaskSet:
         numbers = {part.task.name: answers(part.train) for part in self.data if part.task.kind == "regression"}
         return {task: (statistics.fmean(own), statistics.pvariance(own)) for task, own in numbers.items()}
 
+    @property
+    def variances(self) -> dict[int, float]:
+        """The variance of the training answers of each regression task, by its index; 1 where they are all alike."""
+        regressions = {index: part for index, part in enumerate(self.data) if part.task.kind == "regression"}
+        return {index: statistics.pvariance(answers(part.train)) or 1.0 for index, part in regressions.items()}
+
     def alone(self, index: int) -> TaskSet:
         """One task of these."""
         return TaskSet(self.data[index : index + 1], self.weights[index : index + 1])

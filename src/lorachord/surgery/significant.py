@@ -105,7 +105,7 @@ class Significant(Rule):
             kept_TT * weight + now_TT,
             kept_TT**2 * squared + now_TT,
         )
-        self.significant_NTT = self._test(*self.sums)
+        self.significant_NTT = self._test()
 
     def state(self) -> dict[str, Tensor]:
         """The fading sums, by name."""
@@ -116,18 +116,27 @@ class Significant(Rule):
             z, crossed, noise, weight, squared = (state[name].double() for name in SUMS)
             self.sums = (z, crossed, noise, weight, squared)
 
-    def _test(
-        self, z_NTT: Tensor, crossed_NTT: Tensor, noise_NTT: Tensor, weight_TT: Tensor, squared_TT: Tensor
-    ) -> Tensor:
-        num_blocks, num_tasks, _ = z_NTT.shape
-        num_tests = max(1, num_blocks * num_tasks * (num_tasks - 1) // 2)
+    def statistic(self) -> tuple[Tensor, Tensor]:
+        """Student's t of each pair (N, T, T), the mean inner product over its standard error, and of how many steps (T, T).
+
+        t is 0 where nothing is known.
+        """
+        assert self.sums is not None, "observe() comes first"
+        z_NTT, crossed_NTT, noise_NTT, weight_TT, squared_TT = self.sums
         steps_TT = weight_TT**2 / squared_TT.clamp_min(1e-12)
-        critical_TT = torch.as_tensor(stdtrit(steps_TT.cpu().clamp_min(1).numpy(), self.level / num_tests)).to(z_NTT)
         variance_NTT = torch.maximum(crossed_NTT - noise_NTT, crossed_NTT / 2)
         # The mean over its standard error, without dividing by the weights: they cancel.
         error_NTT = (variance_NTT * squared_TT / weight_TT.clamp_min(1e-12)).clamp_min(0).sqrt()
-        found = (steps_TT >= MIN_STEPS) & (error_NTT > 0) & (z_NTT < critical_TT * error_NTT)
-        return found & ~torch.eye(num_tasks, dtype=torch.bool, device=found.device)
+        return torch.where(error_NTT > 0, z_NTT / error_NTT, 0), steps_TT
+
+    def _test(self) -> Tensor:
+        t_NTT, steps_TT = self.statistic()
+        num_blocks, num_tasks, _ = t_NTT.shape
+        num_tests = max(1, num_blocks * num_tasks * (num_tasks - 1) // 2)
+        critical_TT = torch.as_tensor(stdtrit(steps_TT.cpu().clamp_min(1).numpy(), self.level / num_tests)).to(t_NTT)
+        found = (steps_TT >= MIN_STEPS) & (t_NTT < critical_TT)
+        # Above .5 a level would call agreement a conflict.
+        return found & (t_NTT < 0) & ~torch.eye(num_tasks, dtype=torch.bool, device=found.device)
 
     def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
         assert self.significant_NTT is not None, "observe() comes first"

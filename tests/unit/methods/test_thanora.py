@@ -102,7 +102,7 @@ def test_the_penalty_is_finite_where_b_is_zero_and_no_smaller_where_factors_shri
 
 
 def test_the_penalty_is_taken_in_float32_under_autocast() -> None:
-    adapter = made(3, r=9).float()
+    adapter = made(3, r=9, side="both").float()
     with torch.autocast("cpu", torch.bfloat16):
         found = adapter.penalty()
     assert torch.equal(found, adapter.penalty())

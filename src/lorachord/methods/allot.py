@@ -1,0 +1,105 @@
+"""Allot: a core for each task where the tasks' gradients conflict, and plain LoRA where they agree.
+
+    y_t = W0 x + s * (sum_i softmax(w_t / tau)_i B_i) Lambda_t A drop(x)      on split modules
+    y   = W0 x + s * B A drop(x)                                              elsewhere,  s = alpha / r
+
+This project's own. The core is MTL-LoRA's (arXiv 2410.09437), which has it everywhere. Where to split is found in a
+short warm-up of plain LoRA, in which the conflict of each pair of tasks is tested in every factor: the modules with the
+most significant conflict first, none without, and at most a share `budget` of them. One matrix between A and B for all
+tasks would be no more than another B, so there is none.
+
+Start: as LoRA and MTL-LoRA. The warm-up's factors are not kept.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core import init
+from lorachord.core.calibrated import FromConflict
+from lorachord.core.context import Context, Mixing
+from lorachord.core.registry import register
+from lorachord.core.settings import MethodConfig, RankConfig, option
+from lorachord.core.task_core import by_task, task_matrices
+
+
+@register
+@final
+class Allot(FromConflict):
+    """`down` is A (r, d_in), `up` is B (d_out, r).
+
+    On split modules `up` stacks the B_i (d_out, n r), `transform` holds the Lambda_t (T, r, r) and `mixture` the w_t
+    (T, n).
+    """
+
+    method = "allot"
+    paper = "this project's own, after MTL-LoRA (arXiv 2410.09437)"
+    mixing = Mixing.TASK
+    parameters_formula = "r*d_in + (num_ups*r*d_out + T*r**2 + T*num_ups if split or choose == 'all' else r*d_out)"
+    uncalibrated = {"choose": "all"}
+    decisive = ("choose", "budget", "seed", "warmup_steps", "warmup_learning_rate", "level")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """
+        Args:
+            num_ups: n, the number of up-projections on split modules. Default 3; per layer.
+            temperature: tau. Default 0.1.
+            choose: which modules to split: by `conflict` (default); as many at `random`, for comparison; or `all`.
+            budget: share of the modules that may be split. Default 0.5.
+            level: the chance that any module is split although nothing conflicts. Default 0.05.
+            warmup_steps: of the plain LoRA that conflict is measured on. Default 60.
+            warmup_learning_rate: of its AdamW. Default 0.003.
+            seed: of a random choice. Default 0.
+            split: whether a module is split; per module, as calibration finds it.
+        """
+
+        num_ups: int = option(3, low=1, per_layer=True)
+        temperature: float = option(0.1, above=0)
+        choose: str = option("conflict", choices=("conflict", "random", "all"))
+        budget: float = option(0.5, low=0, high=1)
+        level: float = option(0.05, above=0, below=1)
+        warmup_steps: int = option(60, low=1)
+        warmup_learning_rate: float = option(3e-3, above=0)
+        seed: int = option(0)
+        split: bool = option(False, per_module=True)
+
+    config: Config
+
+    def build(self) -> None:
+        r, layer, num_tasks = self.config.r, self.layer, self.num_tasks
+        self.split = self.config.split or self.config.choose == "all"
+        num_ups = self.config.num_ups if self.split else 1
+        self.down = nn.Parameter(torch.empty(r, layer.d_in))
+        self.up = nn.Parameter(torch.empty(layer.d_out, num_ups * r))
+        if self.split:
+            self.transform = nn.Parameter(torch.empty(num_tasks, r, r))
+            self.mixture = nn.Parameter(torch.empty(num_tasks, num_ups))
+
+    def reset(self) -> None:
+        super().reset()
+        if self.split:
+            with torch.no_grad():
+                self.transform.copy_(torch.eye(self.config.r).expand_as(self.transform))
+            # Equal weights over zero B_i would keep all B_i identical for ever.
+            init.kaiming_uniform_(self.mixture, fan_in=self.config.num_ups)
+
+    @classmethod
+    def from_conflict(cls, config: MethodConfig, conflict: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+        assert isinstance(config, cls.Config)
+        ranked = sorted((module for module in conflict if conflict[module] > 0), key=lambda name: -conflict[name])
+        chosen = ranked[: math.floor(config.budget * len(conflict))]
+        if config.choose == "random":
+            chosen = Random(config.seed).sample(list(conflict), len(chosen))
+        return {"split": dict.fromkeys(chosen, True)}
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        if not self.split:
+            return h_BLR
+        assert ctx.task_ids_B is not None
+        return by_task(h_BLR, task_matrices(self.transform, self.mixture, self.config.temperature), ctx.task_ids_B)
