@@ -18,10 +18,24 @@ from transformers.pytorch_utils import Conv1D
 from lorachord.export import short_names
 from lorachord.fusion.lowrank import LowRank, Update, dense, norm, truncate
 from lorachord.fusion.reading import skeleton
-from lorachord.fusion.task_vectors import TaskVectors
+from lorachord.fusion.task_vectors import Stacked, TaskVectors
 from lorachord.fusion.updates import owners, with_updates
 from lorachord.heads import head_name, heads_of, keep_head
 from lorachord.tuner.targets import infer_task_type
+
+DEFAULT_RANK = 64
+"""Of a LoRA that is made of whole checkpoints."""
+
+
+def check_plain(others: Mapping[str, object], rank: int | None) -> None:
+    """Raise a ValueError unless a plain LoRA can hold the result, and has a rank."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}; it must be at least 1.")
+    if others:
+        raise ValueError(
+            f"{len(others)} parameters besides linear weights have changed ({next(iter(others))}, ...), which no LoRA "
+            "holds: save the whole model (--full, or `Merged.as_model`)."
+        )
 
 
 @dataclass(frozen=True)
@@ -65,23 +79,17 @@ class Merged:
 
         Args:
             rank: None keeps factors exact, and gives dense updates as many ranks as all task vectors have together
-                there (for whole checkpoints 64).
+                there, or `DEFAULT_RANK` where some are of whole checkpoints.
 
         Raises:
             ValueError: a rank below 1, or parameters other than linear layers' weights changed.
         """
-        if rank is not None and rank < 1:
-            raise ValueError(f"rank is {rank}; it must be at least 1.")
-        if self.others:
-            raise ValueError(
-                f"{len(self.others)} parameters besides linear weights have changed ({next(iter(self.others))}, ...), "
-                "which no LoRA holds: save the whole model (--full, or `Merged.as_model`)."
-            )
+        check_plain(self.others, rank)
         layers: dict[str, Update] = {}
         errors = {}
         for name, update in self.layers.items():
             vectors = self.vectors.layers[name]
-            room = rank or sum(getattr(vectors, "ranks", (64,)))
+            room = rank or (sum(vectors.ranks) if isinstance(vectors, Stacked) else DEFAULT_RANK)
             if isinstance(update, LowRank) and (rank is None or update.rank <= rank):
                 layers[name] = update
             else:

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from lorachord.core.settings import Settings
 from lorachord.fusion.inputs import Inputs
-from lorachord.fusion.merged import Merged
+from lorachord.fusion.merged import Merged, check_plain
 from lorachord.fusion.task_vectors import TaskVectors
 
 Data = Mapping[str, Sequence[Inputs]]
@@ -94,4 +94,5 @@ def fuse(vectors: TaskVectors, method: FusionMethod, *, data: Data | None = None
     Raises:
         ValueError: as `merge_vectors` and `Merged.as_lora`.
     """
+    check_plain(vectors.others, rank)
     return merge_vectors(vectors, method, data).as_lora(rank)

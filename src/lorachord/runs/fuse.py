@@ -20,6 +20,7 @@ from torch import nn
 from lorachord.core.words import suggest
 from lorachord.export import export_lora
 from lorachord.fusion import METHODS, FusionMethod, Merged, TaskVectors, merge_vectors
+from lorachord.fusion.merged import check_plain
 from lorachord.fusion.reading import check_number
 from lorachord.heads import heads_of
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
@@ -81,6 +82,8 @@ def fuse_adapters(
     model, tokenizer, part = load_base(given, base)
     tasks = load_tasks(given, tokenizer, part, data_dir)
     vectors = _vectors(model, given, tasks, how)
+    if not how.full:
+        check_plain(vectors.others, how.rank)
     data = task_batches(vectors, tasks, how, labelled=method.needs == "labels") if method.needs != "nothing" else {}
     merged = merge_vectors(vectors, method, data)
     saved = merged if how.full else merged.truncated(how.rank)

@@ -117,7 +117,7 @@ def test_whole_models_are_task_vectors_too(architecture: str, tmp_path: Path):
     if architecture == "gpt2":
         assert whole.lm_head.weight is whole.transformer.wte.weight
     with pytest.raises(ValueError, match="save the whole model"):
-        merged.as_lora()
+        lc.fuse(vectors, lc.fusion.Average())
 
 
 def test_a_whole_model_and_an_adapter_are_fused(tmp_path: Path):
