@@ -117,9 +117,9 @@ class Significant(Rule):
             self.sums = (z, crossed, noise, weight, squared)
 
     def statistic(self) -> tuple[Tensor, Tensor]:
-        """Student's t of each pair (N, T, T), the mean inner product over its standard error, and of how many steps (T, T).
+        """Student's t of each pair (N, T, T), and how many steps it is of (T, T).
 
-        t is 0 where nothing is known.
+        t is the mean inner product over its standard error, and 0 where nothing is known.
         """
         assert self.sums is not None, "observe() comes first"
         z_NTT, crossed_NTT, noise_NTT, weight_TT, squared_TT = self.sums
