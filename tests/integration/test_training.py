@@ -17,8 +17,8 @@ from lorachord.data.task import Source, Task
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_losses, encoder_losses
-from lorachord.training.scoring import predict, score_records
-from lorachord.training.trainer import MultiTaskTrainer, save_records
+from lorachord.training.scoring import predict, save_records, score_records
+from lorachord.training.trainer import MultiTaskTrainer
 from tests import tiny_data
 from tests.tiny_data import rows
 from tests.tiny_models import perturb, tiny

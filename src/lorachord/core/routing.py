@@ -125,6 +125,8 @@ class Router(nn.Module):
             h_BLR, logits_BLX, self.groups, self.own_blocks, self.top_k, weights, mask_BL, ctx.recording
         )
         if ctx.recording:
+            # Marked as without a gradient, it still has one to the compiler.
+            load_EG = load_EG.detach()
             self.recorded, self.last = loss, load_EG
             self.total = load_EG if self.total is None else self.total.to(load_EG.device) + load_EG
         out: Tensor = mixed_BLS

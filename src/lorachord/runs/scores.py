@@ -9,8 +9,7 @@ from typing import Any
 
 from lorachord.core.words import table
 from lorachord.data.task import Task
-from lorachord.training.scoring import Record, score_records
-from lorachord.training.trainer import save_records, summarise
+from lorachord.training.scoring import Record, save_records, score_records, summarise
 
 NORMALISED = "prediction_normalised"
 

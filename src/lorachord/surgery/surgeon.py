@@ -146,7 +146,7 @@ class Surgeon:
             self.gradients = COLLECTORS[collect](model, num_tasks)
 
     @torch.no_grad()
-    def operate(self, step: int | None = None) -> Operation:
+    def operate(self, step: int | None = None, *, scale: float = 1.0) -> Operation:
         """Write `.grad` of the shared parameters from the task gradients collected since the last time.
 
         What was in `.grad` stays and is added to: penalties made of weights. On several ranks the gradients are
@@ -155,6 +155,8 @@ class Surgeon:
         Args:
             step: of the optimiser, from 0, which random orders depend on: give it where runs are resumed. Default: how
                 often this surgeon has operated.
+            scale: what the loss was multiplied by, where a gradient scaler does so: `scaler.get_scale()`. Rules do not
+                depend on it but for what they remember of earlier steps. Default 1.
         """
         with torch.enable_grad():
             sizes_S = self.gradients.sizes_S if isinstance(self.gradients, OnePass) else None
@@ -165,7 +167,7 @@ class Surgeon:
         gramians_NTT = torch.stack([_gramian(found[key]) for key in keys])
         if self.rule.needs_halves:
             assert sizes_S is not None
-            self.rule.observe(self._grouped(keys, gramians_NTT), sizes_S)
+            self.rule.observe(self._grouped(keys, gramians_NTT) / scale**2, sizes_S)
             gramians_NTT = gramians_NTT.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).sum((2, 4))
             # What is remembered of pairs is by the tasks' own numbers: nobody is dropped.
             present = torch.arange(len(gramians_NTT[0]), device=gramians_NTT.device)

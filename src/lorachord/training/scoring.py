@@ -5,8 +5,10 @@ Records are plain data: saved as they are, they can be scored again without the 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +75,19 @@ def predict(
 def score_records(task: Task, records: Sequence[Record], key: str = "prediction") -> float:
     """The task's metric of saved records."""
     return score(task.metric, [record[key] for record in records], [record["label"] for record in records])
+
+
+def summarise(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores by task, with their `mean` and the `worst`."""
+    return {**scores, "mean": sum(scores.values()) / len(scores), "worst": min(scores.values())}
+
+
+def save_records(folder: Path, records: Mapping[str, Sequence[Record]]) -> None:
+    """One JSON-lines file a task, one record a line; a slash in a task's name is a folder."""
+    for name, rows in records.items():
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _length(example: Example) -> int:

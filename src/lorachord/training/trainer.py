@@ -5,10 +5,8 @@ trainer = MultiTaskTrainer(model, args, batches=batches, train_data=[...], eval_
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.decay import undecayed
 from lorachord.training.intuition import with_intuition
 from lorachord.training.losses import decoder_counts, decoder_losses, encoder_counts, encoder_losses
-from lorachord.training.scoring import Record, predict, score_records
+from lorachord.training.scoring import Record, predict, score_records, summarise
 from lorachord.training.sharded import ShardedMixin
 from lorachord.tuner import on_task, penalty
 from lorachord.tuner.prompts import prompt_before
@@ -154,7 +152,9 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         if trainer.accelerator.sync_gradients:
             self.average_the_rest(model)
             if self.surgeon is not None:
-                self.operation = self.surgeon.operate(trainer.state.global_step)
+                scaler = trainer.accelerator.scaler
+                scale = 1.0 if scaler is None else scaler.get_scale()
+                self.operation = self.surgeon.operate(trainer.state.global_step, scale=scale)
                 if self.watch is not None:
                     self.watch.see(self.operation, self.surgeon.rule, step=trainer.state.global_step + 1)
         return loss
@@ -236,16 +236,3 @@ class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]
 def answers(rows: Rows) -> list[float]:
     """The answers of a regression task's rows."""
     return [float(rows[index]["label"]) for index in range(len(rows))]
-
-
-def summarise(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores by task, with their `mean` and the `worst`."""
-    return {**scores, "mean": sum(scores.values()) / len(scores), "worst": min(scores.values())}
-
-
-def save_records(folder: Path, records: Mapping[str, Sequence[Record]]) -> None:
-    """One JSON-lines file a task, one record a line; a slash in a task's name is a folder."""
-    for name, rows in records.items():
-        path = folder / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

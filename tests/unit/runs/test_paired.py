@@ -9,7 +9,7 @@ import pytest
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.paired import compare, interval
 from lorachord.runs.recipe import recipe_from
-from lorachord.training.trainer import save_records
+from lorachord.training.scoring import save_records
 
 NUM_EXAMPLES = 400
 
