@@ -53,7 +53,7 @@ DROPOUT = 0.05
 
 
 def row(name: str, peer: Step, ours: Step, bound: float | None = 1.0) -> Result:
-    rounds = interleave({"peer": peer, "ours": ours}, num_pairs=21, num_warmup=2)
+    rounds = interleave({"peer": peer, "ours": ours})
     return Result(name, rounds.ratio("peer", "ours"), bound=bound, better="higher")
 
 
