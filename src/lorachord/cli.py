@@ -110,7 +110,7 @@ def _fuse(arguments: argparse.Namespace) -> None:
     import yaml
 
     from lorachord.runs.fuse import fuse_adapters, make_method
-    from lorachord.runs.fusion_report import How, fusion_table
+    from lorachord.runs.fusion_report import How, fusion_table, loss_table
 
     options: dict[str, Any] = {}
     for setting in arguments.set:
@@ -139,7 +139,7 @@ def _fuse(arguments: argparse.Namespace) -> None:
     if found["svd_error"] is not None:
         print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
     if "rank_correlation" in found["notes"]:
-        print(f"Predicted loss of the layers against what each changes: rho {found['notes']['rank_correlation']:.2f}.")
+        print(loss_table(found["notes"]))
     if "scores" in found:
         print(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")

@@ -136,6 +136,13 @@ def test_a_routed_adapter_collapses_into_one_plain_lora(runs: Path, tmp_path: Pa
     assert (config["peft_type"], config["r"]) == ("LORA", 2)
 
 
+def test_collapse_says_which_layers_lose_most(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    notes = fused(tmp_path / "o", "--method", "collapse", runs / "encoder")["notes"]
+    printed = capsys.readouterr().out
+    assert max(notes["predicted_loss"], key=notes["predicted_loss"].get) in printed
+    assert f"Rank correlation of the two over 13 layers: {notes['rank_correlation']:.2f}" in printed
+
+
 def test_folders_need_a_recipe_only_where_data_are_needed(
     runs: Path, tmp_path: Path, tiny_bert: Path, refused: Callable[..., str]
 ):

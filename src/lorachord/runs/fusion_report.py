@@ -23,6 +23,8 @@ SWEEP = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """The lambda of task arithmetic that every report shows."""
 ADAPT_ON = {"heldout": "val", "dev": "dev", "test": "test"}
 SINGLE = "individual"
+SHOWN = 5
+"""Layers in the table of predicted losses; fusion.json has them all."""
 FEW = 4
 """Batches of written answers that the error xi is measured on."""
 
@@ -128,3 +130,12 @@ def fusion_table(found: Mapping[str, Any]) -> str:
         xi = f"{sum(scored['xi'].values()):.3f}" if "xi" in scored else ""
         rows.append([name, *cells, f"{scored['mean']:.3f}", f"{scored['worst']:.3f}", xi])
     return table(rows)
+
+
+def loss_table(notes: Mapping[str, Any]) -> str:
+    """What `collapse` foretold of the layers that lose most, and how all of that compares with what each changes."""
+    foretold, changes = notes["predicted_loss"], notes["actual_change"]
+    worst = sorted(foretold, key=foretold.get, reverse=True)[:SHOWN]
+    rows = [["layers that lose most", "predicted loss", "change of predictions"]]
+    rows += [[name, f"{foretold[name]:.3g}", f"{changes[name]:.3g}"] for name in worst]
+    return f"{table(rows)}\nRank correlation of the two over {len(foretold)} layers: {notes['rank_correlation']:.2f}."
