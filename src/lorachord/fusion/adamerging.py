@@ -2,7 +2,7 @@
 
     theta = theta_0 + sum_t lambda_t^l tau_t^l,   min_lambda  mean_t mean_x H(f_theta(x))
 
-Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575), eq. 4 and 5.
+Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575), layer-wise and task-wise.
 
 Differs from the authors' code: the task vectors of low-rank adapters stay factors, with the coefficients between them
 (`updates.StackedCombination`), so that no weight is ever merged while adapting; entropies are taken by example and then

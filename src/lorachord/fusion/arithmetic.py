@@ -78,7 +78,7 @@ def dare(
 ) -> Merged:
     """`lambda sum_t m_t tau_t / density` with m_t Bernoulli(density) entry by entry.
 
-    Yu et al., "Language Models are Super Mario" (arXiv 2311.03099), eq. 3; with `elect_signs` the TIES mean of these in
+    Yu et al., "Language Models are Super Mario" (arXiv 2311.03099); with `elect_signs` the TIES mean of these in
     place of their sum.
     """
     generator = torch.Generator().manual_seed(seed)

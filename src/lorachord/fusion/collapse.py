@@ -3,7 +3,7 @@
     min_D  sum_t E_{x of t} |(D - D_t) x|^2 = sum_t |(D - D_t) C_t^(1/2)|^2   =>   D = (sum_t D_t C_t) (sum_t C_t)^-1
 
 with C_t the covariance of the layer's inputs on task t, measured in the model with that task's own adapter. Least
-squares by layer on whole weights is RegMean (Jin et al., "Dataless Knowledge Fusion", arXiv 2212.09849, eq. 2).
+squares by layer on whole weights is RegMean (Jin et al., "Dataless Knowledge Fusion", arXiv 2212.09849).
 Construction: on task vectors in factors, D = [B_1, .., B_T] M with M = [A_1 C_1; ..; A_T C_T] (sum_t C_t)^-1, exact at
 the stacked rank; a smaller rank is the best one in the metric sum_t C_t, not in the weights' own.
 

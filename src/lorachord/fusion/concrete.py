@@ -3,9 +3,8 @@
     tau_t' = tau_t * m / mean(m),   m = sigmoid((logit(u) + x) / .5),   u uniform, one logit x per entry
     theta = theta_0 + sum_t lambda_t tau_t',   min_x  mean_t mean_x H(f_theta(x))
 
-Tang et al., "Concrete Subspace Learning based Interference Elimination for Multi-task Model Fusion" (arXiv 2312.06173),
-eq. 7 to 10. With fixed lambda it is Concrete task arithmetic; with trained ones, in turns with the mask, Concrete
-AdaMerging.
+Tang et al., "Concrete Subspace Learning based Interference Elimination for Multi-task Model Fusion" (arXiv 2312.06173).
+With fixed lambda it is Concrete task arithmetic; with trained ones, in turns with the mask, Concrete AdaMerging.
 
 Differs from the authors' code: mask and coefficients take turns step by step; parameters that are no linear layers'
 weights (of whole checkpoints) are summed without a mask.
