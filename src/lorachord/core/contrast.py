@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorachord.core.routing import across_ranks
+from lorachord.core.ranks import across_ranks
 
 EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
-from lorachord.core.routing import Router
+from lorachord.core.routing import Router, RouterConfig
 
 
 class RoutedAdapter(Adapter):
@@ -42,3 +42,11 @@ class RoutedAdapter(Adapter):
     @property
     def records_penalty(self) -> bool:
         return self.router is not None and self.router.penalised
+
+
+def require_top_k(config: RouterConfig, top_k: int) -> None:
+    """Raise a ValueError if a config with `num_experts` has fewer of them, in some layer, than a token is to use."""
+    fewest = min(config.values_of("num_experts"))
+    if top_k > fewest:
+        name = type(config).__qualname__
+        raise ValueError(f"{name}: top_k = {top_k}, but some layers have only {fewest} experts.")

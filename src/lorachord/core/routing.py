@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorachord.core import init
 from lorachord.core.context import Context
+from lorachord.core.ranks import across_ranks
 from lorachord.core.settings import MethodConfig, option
 
 
@@ -38,14 +38,6 @@ class RouterConfig(MethodConfig):
     balance: float = option(0.0, low=0)
     z: float = option(0.0, low=0)
     noise: float = option(0.0, low=0)
-
-
-def require_top_k(config: RouterConfig, top_k: int) -> None:
-    """Raise a ValueError if a config with `num_experts` has fewer of them, in some layer, than a token is to use."""
-    fewest = min(config.values_of("num_experts"))
-    if top_k > fewest:
-        name = type(config).__qualname__
-        raise ValueError(f"{name}: top_k = {top_k}, but some layers have only {fewest} experts.")
 
 
 class Router(nn.Module):
@@ -163,15 +155,6 @@ def mask_of(ctx: Context, rows_BLX: Tensor) -> Tensor | None:
 def share(counts_EG: Tensor) -> Tensor:
     """Counts by expert as shares: (E,), or (G, E) of several groups."""
     return (counts_EG / counts_EG.sum(0).clamp_min(1)).t().squeeze(0)
-
-
-def across_ranks(counts: Tensor) -> tuple[Tensor, int]:
-    """The sum of `counts` over all ranks, without a gradient, and how many ranks there are."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return counts, 1
-    counts = counts.clone()
-    dist.all_reduce(counts)
-    return counts, dist.get_world_size()
 
 
 class _Route(torch.autograd.Function):

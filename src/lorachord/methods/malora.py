@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter
-from lorachord.core.routing import Router, RouterConfig, require_top_k
+from lorachord.core.routed import RoutedAdapter, require_top_k
+from lorachord.core.routing import Router, RouterConfig
 from lorachord.core.settings import RankConfig, option
 
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from lorachord.core.context import Context
 from lorachord.core.contrast import contrastive_loss, spread_tokens
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter
-from lorachord.core.routing import Router, RouterConfig, mask_of, require_top_k
+from lorachord.core.routed import RoutedAdapter, require_top_k
+from lorachord.core.routing import Router, RouterConfig, mask_of
 from lorachord.core.settings import RankConfig, option
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter
-from lorachord.core.routing import Router, RouterConfig, require_top_k
+from lorachord.core.routed import RoutedAdapter, require_top_k
+from lorachord.core.routing import Router, RouterConfig
 from lorachord.core.settings import RankConfig, option
 from lorachord.core.steps import optimizer_steps
 
