@@ -93,11 +93,9 @@ class MixLoRA(PromptLevel):
         for tensor in (self.router, self.router_pairs):
             init.kaiming_uniform_(tensor, fan_in=self.layer.d_in)
 
-    def router_weight(self) -> Tensor | None:
-        return self.router if self.learns else None
-
     def core_weight(self) -> Tensor | None:
-        return self.pair_probabilities() if self.learns else None
+        """W_A and W_B, and the probabilities of pairs, end to end."""
+        return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()]) if self.learns else None
 
     def pair_probabilities(self) -> Tensor:
         """softmax(a_e W_i) for every place i and factor e: (r, E, E), in at least float32."""
@@ -106,19 +104,30 @@ class MixLoRA(PromptLevel):
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        # The mean of the logits is that of the input, seen through W.
-        mean_BX = self.prompt_mean(x_BLX, ctx)
-        h_BLE = self.by_sample(h_BLR, len(mean_BX))
-        if self.learns:
-            matrix_BEE = self.matrix(mean_BX, self.shared_core(ctx))
-        else:
-            with torch.no_grad():
-                matrix_BEE = self.matrix(mean_BX @ self.router.t().to(mean_BX.dtype), self.pair_probabilities()[None])
+        # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            mean_BD = self.prompt_mean(x_BLX, ctx)
+            weights_BC = self.shared_core(ctx) if self.learns else None
+            matrix_BEE = self.matrix(mean_BD, weights_BC)
+        h_BLE = self.by_sample(h_BLR, len(mean_BD))
         return h_BLE @ matrix_BEE.to(h_BLE.dtype)
 
-    def matrix(self, logits_BF: Tensor, pairs_BREE: Tensor) -> Tensor:
-        """The core's matrix of each sample: c_k at (s_A(k), s_B(k))."""
-        num_samples, (r, num_experts) = len(logits_BF), pairs_BREE.shape[1:3]
+    def matrix(self, mean_BD: Tensor, weights_BC: Tensor | None) -> Tensor:
+        """The core's matrix of each sample: c_k at (s_A(k), s_B(k)).
+
+        Args:
+            mean_BD: of the layer's input over each prompt.
+            weights_BC: `core_weight()` for all samples or for each; None where it is not learned.
+        """
+        num_samples, (r, num_experts) = len(mean_BD), (self.config.r, self.config.num_experts)
+        if weights_BC is None:
+            router_BFD, pairs_BREE = self.router.unsqueeze(0), self.pair_probabilities().unsqueeze(0)
+        else:
+            router_BX, pairs_BX = weights_BC.split([self.router.numel(), r * num_experts**2], dim=1)
+            router_BFD = router_BX.unflatten(1, self.router.shape)
+            pairs_BREE = pairs_BX.unflatten(1, (r, num_experts, num_experts))
+        router_BFD = router_BFD.to(mean_BD.dtype).expand(num_samples, -1, -1)
+        logits_BF = torch.bmm(router_BFD, mean_BD.unsqueeze(2)).squeeze(2)
         probs_BE, others_BE = torch.softmax(logits_BF.unflatten(1, (2, num_experts)), dim=-1).unbind(1)
         of_a_BR, chosen_a_BR = probs_BE.topk(r)
         index = chosen_a_BR[:, :, None, None].expand(-1, -1, 1, num_experts)
