@@ -8,8 +8,8 @@ pass, AdamW and zero_grad. Every row is the other library's step over ours, both
 least 1.
 
 - PEFT `poly` (Polytropon) draws for each sample a mixture of its A's and one of its B's, by the logits of the sample's
-  task. Ours: `mtl_lora` with as many up-projections, which mixes these by task and has a matrix a task in place of the
-  A's. With 4, Poly's default, and 8.
+  task; it has no alpha. Ours: `mtl_lora` with as many up-projections, which mixes these by task and has one A with a
+  matrix a task in place of several: of 8, about two thirds of the parameters. With 4, Poly's default, and 8.
 - PEFT `xlora` (X-LoRA) scales 8 LoRAs for each token and layer. Its gates come out of a first pass through the frozen
   model and one linear layer. Here its LoRAs train too. Ours: `moelora` with all 8 experts in use, whose gates come from
   a router in each layer; all else is the same function.
