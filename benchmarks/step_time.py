@@ -27,15 +27,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness import Options, Result, Step, interleave, parse_options, report
-
-# isort: split
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
+from harness import Options, Result, Step, interleave, parse_options, report
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
@@ -52,6 +50,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "malora": ("malora", {}),
     "moelora (no contrast)": ("moelora", {"contrastive": 0.0}),
     "moelora": ("moelora", {}),
+    "mixlora": ("mixlora", {}),
+    "mixlora (frozen hash)": ("mixlora", {"selection": "frozen_hash"}),
+    "mor1e": ("mor1e", {}),
+    "thanora": ("thanora", {"init": "kaiming", "allocation": "uniform"}),
+    "allot (all split)": ("allot", {"choose": "all"}),
 }
 WITHOUT_BOUND = ("moelora",)
 
@@ -99,6 +102,9 @@ class Workload:
     def ours(self, case: str) -> nn.Module:
         method, options = CASES[case]
         model = lc.attach(self.build(), method, tasks=TASKS, **options)
+        if method == "mor1e":
+            # As in training, where embeddings are made once a row: a step is handed them.
+            lc.fit_intuition(model, self.prompt_embeddings)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 # Away from zero updates, whose equality would say nothing.
@@ -121,11 +127,17 @@ class Workload:
             torch.testing.assert_close(found / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
         return model
 
+    @property
+    def prompt_embeddings(self) -> Tensor:
+        """Embeddings of prompts; the first are those of the batch."""
+        return torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
     def forward_of(self, model: nn.Module) -> Callable[[], Tensor]:
-        ours = bool(adapters_of(model))
+        adapters = adapters_of(model)
+        embedding_BF = self.prompt_embeddings[:NUM_SAMPLES] if adapters and adapters[0].method == "mor1e" else None
 
         def forward() -> Tensor:
-            with lc.on_task(model, self.task_ids_B) if ours else nullcontext():
+            with lc.on_task(model, self.task_ids_B, embedding=embedding_BF) if adapters else nullcontext():
                 output_BLV: Tensor = model(inputs_embeds=self.embeddings_BLD)[0]
             return output_BLV
 
