@@ -1,12 +1,15 @@
 """Calibration on whole models: what is measured, what an adapter makes of it, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorachord as lc
@@ -15,7 +18,7 @@ from lorachord.core.covariance import Exact
 from lorachord.methods.thanora import ThanoRA
 from lorachord.tuner.layer import LorachordLinear
 from tests.reference import thanora
-from tests.tiny_models import tiny, token_ids
+from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = ["a", "b"]
 Batches = dict[str, list[dict[str, Tensor]]]
@@ -26,6 +29,10 @@ def inputs(num_batches: int = 3) -> Batches:
         task: [{"input_ids": token_ids(8, 7, seed=10 * index + batch)} for batch in range(num_batches)]
         for index, task in enumerate(TASKS)
     }
+
+
+# PEFT's own LoRA finds out by itself that GPT-2's weights are transposed.
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`")
 
 
 def calibrate(base: nn.Module, batches: Any = None, **settings: Any) -> lc.Calibration:
@@ -174,6 +181,23 @@ def test_a_trained_adapter_loads_without_data_and_with_the_ranks_that_were_found
     ]
     assert ranks[0] == ranks[1]
     assert len(set(ranks[0])) > 1
+
+
+def test_it_exports_as_one_plain_lora_that_peft_alone_loads(architecture: str, tmp_path: Path) -> None:
+    calibration = calibrate(tiny(architecture), r=5, dropout=0.0)
+    model = lc.attach(tiny(architecture), "thanora", calibration=calibration)
+    perturb(model)
+    folder = lc.export_lora(model, tmp_path / "lora")
+    case = {"architecture": architecture, "changes": {}, "folder": str(folder), "merged": False}
+    (tmp_path / "cases.json").write_text(json.dumps({"exported": case}))
+    paths = [str(tmp_path / name) for name in ("cases.json", "logits.safetensors")]
+    command = [sys.executable, "-m", "tests.integration.load_with_peft_alone", *paths]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    torch.testing.assert_close(load_file(paths[1])["exported"], logits(model), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(lc.merge(model)), logits(model), rtol=1e-4, atol=1e-5)
+    # r - r_c ranks of the tasks twice, for their start goes with them.
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 5 + 4
 
 
 def test_more_than_eight_tasks() -> None:

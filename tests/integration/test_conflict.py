@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import lorachord as lc
 from lorachord.calibration.conflict import Conflict, measure_conflict
 from lorachord.core.context import Context
 from lorachord.methods.allot import Allot
+from lorachord.runs.calibrate import calibration_of
+from lorachord.runs.prepare import load_data, load_plain
+from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import train
 from tests.tiny_data import recipe
 from tests.tiny_models import tiny, token_ids
@@ -142,3 +146,22 @@ def test_heads_see_the_task_and_the_adapter_its_half() -> None:
 
     measured(base=base, steps=1, loss=loss)
     assert seen == [(place // 2, place) for place in range(8)]
+
+
+@pytest.mark.slow
+def test_the_labs_contradicting_pairs_are_told_from_the_others() -> None:
+    made = recipe_from(
+        {
+            "model": {"name": "minilm", "kind": "encoder", "heads": "shared", "max_length": 32},
+            "tasks": {"lab": {"name": "lab-contradiction", "k": 0.5, "num_tasks": 4}},
+            "method": {"name": "allot", "warmup_steps": 30},
+        }
+    )
+    data = load_data(made, made.tasks.chosen(), None)
+    base, collated = load_plain(made, made.tasks.chosen())
+    found = calibration_of(made, base, collated, data, None)
+    assert found is not None
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    contradict = [(i - j) % 2 for i, j in pairs]
+    assert roc_auc_score(contradict, [found.report["pairs"][i][j] for i, j in pairs]) == 1
+    assert found.found["split"]

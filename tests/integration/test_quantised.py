@@ -165,3 +165,23 @@ def test_an_adapter_made_on_a_quantised_base_loads_on_the_plain_one(folder, kind
     assert ours.keys() == theirs.keys()
     for name, layer in ours.items():
         assert torch.equal(layer.lorachord_adapter["default"].up, theirs[name].lorachord_adapter["default"].up)
+
+
+# In 4 bits the passes of a calibration are such passes in eval mode.
+@pytest.mark.parametrize("kind", ["bnb-8bit", "torchao-int8"])
+def test_thanora_starts_from_dequantised_weights(folder: Path, kind: str) -> None:
+    batches = {task: [{"input_ids": token_ids(seed=seed)}] for seed, task in enumerate("ab")}
+    base = load(folder, kind)
+    before = logits(base)
+    model = lc.attach(base, "thanora", calibration=lc.calibrate(base, "thanora", tasks=["a", "b"], batches=batches))
+    assert torch.equal(logits(model.eval()), before)
+    for layer in layers(model).values():
+        adapter = layer.lorachord_adapter["default"]
+        # Full rank would be the whole weight: what the first task's block holds is a projection of it.
+        down, up = adapter.down_start[: adapter.ranks[0]], adapter.up_start[:, : adapter.ranks[0]]
+        directions = torch.linalg.qr(up).Q
+        weight = layer.get_base_weight().float()
+        torch.testing.assert_close(up @ down, directions @ directions.T @ weight, rtol=1e-3, atol=1e-4)
+    loss = model.train()(input_ids=token_ids()).logits.square().mean() + lc.penalty(model)
+    loss.backward()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -138,8 +138,10 @@ def _from_conflict(
 
 def _weight(module: nn.Module) -> Tensor:
     """W0 (O, D), at least float32."""
-    weight: Tensor = dequantize_module_weight(module).detach()
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    # What torchao's backend asks for is used to write weights alone.
+    backend = resolve_quantization_backend(module, get_apply_tensor_subclass=lambda: None)
+    weight = module.get_parameter("weight") if backend is None else backend.get_base_weight(module)
+    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
