@@ -21,7 +21,6 @@ Shapes: D inputs and O outputs of the layer; R = r; T tasks.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, final
 
 import torch
@@ -31,6 +30,7 @@ from lorachord.core import init
 from lorachord.core.calibrated import FromInputs
 from lorachord.core.context import Mixing
 from lorachord.core.covariance import Covariance
+from lorachord.core.overlap import overlap
 from lorachord.core.registry import register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 
@@ -150,9 +150,7 @@ class ThanoRA(FromInputs):
         if not self.config.spr:
             return None
         sides = {"a": (self.down,), "b": (self.up.t(),), "both": (self.down, self.up.t())}
-        between_RR = between_tasks(self.ranks, self.config.r, self.down.device, self.down.dtype)
-        total: Tensor = _Apart.apply(self.config.spr, between_RR, *sides[self.config.side])
-        return total
+        return overlap(sides[self.config.side], self.ranks, self.config.spr)
 
 
 def share_ranks(r: int, entropies: Sequence[float], temperature: float) -> tuple[int, ...]:
@@ -179,14 +177,6 @@ def share_ranks(r: int, entropies: Sequence[float], temperature: float) -> tuple
     return tuple(ranks)
 
 
-@cache
-def between_tasks(ranks: tuple[int, ...], r: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(R, R): 1 for two ranks of different tasks, 0 for two of one task or with the cooperative block."""
-    task_R = torch.tensor([task for task, own in enumerate(ranks) for _ in range(own)] + [-1] * (r - sum(ranks)))
-    between_RR = (task_R[:, None] != task_R) & (task_R[:, None] >= 0) & (task_R >= 0)
-    return between_RR.to(device, dtype)
-
-
 def blocks(weight_OD: Tensor, covariance: Covariance, rank: int) -> tuple[Tensor, Tensor]:
     """A0_t (r_t, D) and B0_t (O, r_t). As V^T C^-1 = S^-1 U^T W0, nothing is inverted."""
     product_OD = covariance.damped(weight_OD)
@@ -198,36 +188,3 @@ def blocks(weight_OD: Tensor, covariance: Covariance, rank: int) -> tuple[Tensor
     # A zero is no direction of W0 C, hence none of W0.
     root_R = values[:rank].clamp_min(torch.finfo(values.dtype).tiny).sqrt()
     return vectors_OR.t() @ weight_OD / root_R[:, None], vectors_OR * root_R
-
-
-class _Apart(torch.autograd.Function):
-    """lambda / 2 * sum over pairs of ranks of different tasks of the squared cosine of their rows, for each factor.
-
-    With K = X X^T, n = sqrt(diag K + 1e-6), G = K / (n n^T) and G' its part between tasks: the penalty is
-    lambda / 2 |G'|^2, and its gradient 2 lambda diag(1/n) (G' - diag(rowsums of G'^2)) diag(1/n) X. The matrices are
-    tiny, so what counts is the number of operations: those of both factors (F) are done at once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: float, between_RR: Tensor, *rows: Tensor) -> Tensor:
-        gram_FRR = between_RR.new_empty(len(rows), *between_RR.shape)
-        # Cosines in the parameters' own dtype, whatever the model computes in.
-        with torch.autocast(between_RR.device.type, enabled=False):
-            for gram_RR, rows_RX in zip(gram_FRR, rows, strict=True):
-                torch.mm(rows_RX, rows_RX.t(), out=gram_RR)
-        inverse_FR = (gram_FRR.diagonal(dim1=1, dim2=2) + 1e-6).rsqrt_()
-        inverse_FRR = inverse_FR.unsqueeze(2) * inverse_FR.unsqueeze(1)
-        gram_FRR *= inverse_FRR
-        gram_FRR *= between_RR
-        squares_FR = gram_FRR.square().sum(2)
-        gram_FRR.diagonal(dim1=1, dim2=2).sub_(squares_FR)
-        gram_FRR *= inverse_FRR
-        ctx.save_for_backward(gram_FRR, *rows)
-        ctx.weight = weight
-        return squares_FR.sum() * (weight / 2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gram_FRR, *rows = ctx.saved_tensors
-        scaled_FRR = gram_FRR * (2 * ctx.weight * grad)
-        return None, None, *(scaled_RR @ rows_RX for scaled_RR, rows_RX in zip(scaled_FRR, rows, strict=True))
