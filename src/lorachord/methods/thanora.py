@@ -12,9 +12,9 @@ paper's outline (ranks by the spectral entropy of activations, blocks from trunc
 penalty that keeps them apart), not from code of its authors. W0 is never written: the start of each block is kept,
 frozen, and taken off again.
 
-The blocks of an SVD are as large as W0, so that a step moves the update far more than in a LoRA that starts at B = 0:
-on the generated tasks without contradiction (MiniLM, r 16, 80 steps) `init: svd` stays at chance with a learning rate of
-3e-3, with the penalty and without, and is right on every text with 3e-4; `init: kaiming` learns them with 3e-3.
+The blocks of an SVD are as large as W0, so that a step moves the update far more than in a LoRA that starts at B = 0.
+On the generated tasks without contradiction (MiniLM, r 16, 80 steps) `init: svd` stays at chance with a learning rate
+of 3e-3, with the penalty and without, and is right on every text with 3e-4; `init: kaiming` learns them with 3e-3.
 
 With D = A - A0 and E = B - B0, the update B A - B0 A0 is computed as [E, B0] [A; D], which is zero at the start to the
 bit, and does not lose small changes of large factors when they are rounded to bfloat16.
