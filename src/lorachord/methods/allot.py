@@ -8,6 +8,10 @@ short warm-up of plain LoRA, in which the conflict of each pair of tasks is test
 most significant conflict first, none without, and at most a share `budget` of them. One matrix between A and B for all
 tasks would be no more than another B, so there is none.
 
+What is not shown: that this choice beats a random one of the same size. On generated tasks that contradict each other
+(MiniLM, 4 tasks, k .5) three split modules of 37 reached 1.0 in 60 steps by conflict and at random; one alone, after 40
+steps, .75 where conflict put it, and .76, .81 and .93 at random.
+
 Start: as LoRA and MTL-LoRA. The warm-up's factors are not kept.
 """
 
