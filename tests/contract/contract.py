@@ -186,7 +186,8 @@ class MethodContract:
         plain = adapter(x, out, context(case, adapter, order))
         probes = adapter.attach_probes(len(TASKS))
         probed = adapter(x, out, context(case, adapter, order))
-        assert torch.equal(probed, plain)
+        # To rounding: without leaves, a core may be folded into B'.
+        torch.testing.assert_close(probed, plain, rtol=1e-12, atol=1e-12)
         (probed * cotangent).sum().backward()
         inner = torch.cat(
             [torch.stack(expected[hook]) for hook in hooks if hook in ("down_weight", "router_weight")], 1

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorachord.core import init
+from lorachord.core.blocks import blocks_linear
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
 from lorachord.core.lowrank import inner_products, rows_linear
@@ -135,6 +136,13 @@ class Adapter(nn.Module, ABC):
         """
         return h_BLR
 
+    def folded_up(self, ctx: Context, num_rows: int) -> Tensor | None:
+        """Core and B' in one, (U, R, O) for U equal blocks of the rows, where that is cheaper; else None, the default.
+
+        The core is then passed over. Never asked for while gradients per task are collected.
+        """
+        return None
+
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss, already weighted, or None. Default: None."""
         return None
@@ -167,6 +175,9 @@ class Adapter(nn.Module, ABC):
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         h, seen = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
+        folded_URO = None if probes else self.folded_up(ctx, self._num_rows(x))
+        if folded_URO is not None and out.dtype == dtype:
+            return blocks_linear(h, folded_URO.to(dtype), out, self.scale)
         if type(self).core is not Adapter.core:
             num_samples = ctx.num_samples or 1
             if num_samples == 1 and x.dim() > 2:

@@ -26,15 +26,14 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.calibrated import FromConflict
-from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
 from lorachord.core.settings import MethodConfig, RankConfig, option
-from lorachord.core.task_core import by_task, task_matrices
+from lorachord.core.task_core import TaskCore, task_matrices
 
 
 @register
 @final
-class Allot(FromConflict):
+class Allot(TaskCore, FromConflict):
     """`down` is A (r, d_in), `up` is B (d_out, r).
 
     On split modules `up` stacks the B_i (d_out, n r), `transform` holds the Lambda_t (T, r, r) and `mixture` the w_t
@@ -43,7 +42,6 @@ class Allot(FromConflict):
 
     method = "allot"
     paper = "this project's own, after MTL-LoRA (arXiv 2410.09437)"
-    mixing = Mixing.TASK
     parameters_formula = "r*d_in + (num_ups*r*d_out + T*r**2 + T*num_ups if split or choose == 'all' else r*d_out)"
     uncalibrated = {"choose": "all"}
     decisive = ("choose", "budget", "seed", "warmup_steps", "warmup_learning_rate", "level")
@@ -102,8 +100,5 @@ class Allot(FromConflict):
             chosen = Random(config.seed).sample(list(conflict), len(chosen))
         return {"split": dict.fromkeys(chosen, True)}
 
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        if not self.split:
-            return h_BLR
-        assert ctx.task_ids_B is not None
-        return by_task(h_BLR, task_matrices(self.transform, self.mixture, self.config.temperature), ctx.task_ids_B)
+    def matrices(self) -> Tensor | None:
+        return task_matrices(self.transform, self.mixture, self.config.temperature) if self.split else None

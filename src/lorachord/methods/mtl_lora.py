@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
-from lorachord.core.adapter import Adapter
-from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import register
 from lorachord.core.settings import RankConfig, option
-from lorachord.core.task_core import by_task, task_matrices
+from lorachord.core.task_core import TaskCore, task_matrices
 
 
 @register
 @final
-class MTLLoRA(Adapter):
+class MTLLoRA(TaskCore):
     """`down` is A (r, d_in), `up` stacks the B_i (d_out, n r).
 
     `transform` holds the Lambda_t, (T, r, r), or (T, r) if diagonal; `mixture` the logits w_t (T, n).
@@ -33,7 +31,6 @@ class MTLLoRA(Adapter):
 
     method = "mtl_lora"
     paper = "MTL-LoRA (arXiv 2410.09437)"
-    mixing = Mixing.TASK
     parameters_formula = "r*d_in + num_ups*r*d_out + T*(r if transform == 'diagonal' else r**2) + T*num_ups"
 
     @dataclass(frozen=True, kw_only=True)
@@ -68,11 +65,10 @@ class MTLLoRA(Adapter):
             self.transform.copy_(identity.expand_as(self.transform))
         init.kaiming_uniform_(self.mixture, fan_in=self.config.num_ups)
 
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        assert ctx.task_ids_B is not None
+    def matrices(self) -> Tensor:
         square_TRR = self.transform if self.transform.dim() == 3 else torch.diag_embed(self.transform)
         matrix_TSR = task_matrices(square_TRR, self.mixture, self.config.temperature)
-        if self.config.unknown_task == "mean":
-            # The task id T, one past the last, stands for every task that was not trained.
-            matrix_TSR = torch.cat([matrix_TSR, matrix_TSR.mean(0, keepdim=True)])
-        return by_task(h_BLR, matrix_TSR, ctx.task_ids_B)
+        if self.config.unknown_task == "error":
+            return matrix_TSR
+        # The task id T, one past the last, stands for every task that was not trained.
+        return torch.cat([matrix_TSR, matrix_TSR.mean(0, keepdim=True)])

@@ -1,0 +1,62 @@
+"""A linear map over blocks of rows, each block by a weight of its own.
+
+Shapes: B samples of L rows, N = B * L; U blocks of M rows each; R inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorachord.core.context import Context
+
+
+def block_tasks(ctx: Context) -> Tensor:
+    """The task of each block (U,): where all runs of a pass are of one length a block is a run, else a sample."""
+    assert ctx.task_ids_B is not None
+    assert ctx.runs is not None
+    lengths = {stop - start for _, start, stop in ctx.runs}
+    return ctx.task_ids_B[:: lengths.pop()] if len(lengths) == 1 else ctx.task_ids_B
+
+
+def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float) -> Tensor:
+    """`out + scale * h W_u` for the rows of each block u.
+
+    Args:
+        h: (..., R); its N rows fall into U blocks of N / U, in their order.
+        weight_URO: the blocks' weights, in the same dtype.
+        out: (..., O), what to add to (not changed), in the same dtype.
+        scale: factor of the product.
+    """
+    result: Tensor = _BlocksLinear.apply(h, weight_URO, out, scale)
+    return result
+
+
+class _BlocksLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight_URO: Tensor, out: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(h, weight_URO)
+        ctx.scale = scale
+        h_UMR, out_UMO = _blocks(h, len(weight_URO)), _blocks(out, len(weight_URO))
+        return torch.baddbmm(out_UMO, h_UMR, weight_URO, alpha=scale).view(out.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight_URO = ctx.saved_tensors
+        needs_h, needs_weight, needs_out = ctx.needs_input_grad[:3]
+        grad_UMO = _blocks(grad, len(weight_URO))
+        grad_h = grad_weight = None
+        if needs_h:
+            # Narrow, so transposed; see the kernel. And laid out as h is.
+            grad_URM = torch.bmm(weight_URO * ctx.scale, grad_UMO.mT)
+            grad_h = grad_URM.transpose(0, 1).flatten(1).t().view(h.shape)
+        if needs_weight:
+            grad_weight = torch.bmm(_blocks(h, len(weight_URO)).mT, grad_UMO) * ctx.scale
+        return grad_h, grad_weight, grad if needs_out else None, None
+
+
+def _blocks(rows: Tensor, num_blocks: int) -> Tensor:
+    blocks: Tensor = rows.reshape(-1, rows.shape[-1]).unflatten(0, (num_blocks, -1))
+    return blocks
