@@ -8,7 +8,7 @@ B'; T tasks.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
@@ -21,12 +21,13 @@ from lorachord.core.blocks import blocks_linear
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
 from lorachord.core.lowrank import inner_products, rows_linear
+from lorachord.core.matrix import AsMatrix
 from lorachord.core.probes import Probes
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
 
 
-class Adapter(nn.Module, ABC):
+class Adapter(AsMatrix):
     """One layer's adapter. A method is one final subclass; this class is never used on its own.
 
     A method sets the class attributes, creates its parameters in `build`, and overrides the hooks that it needs:
@@ -48,9 +49,7 @@ class Adapter(nn.Module, ABC):
         tasks: the ordered task names; T is their number.
     """
 
-    method: ClassVar[str]
     paper: ClassVar[str]
-    mixing: ClassVar[Mixing]
     parameters_formula: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     no_decay: ClassVar[tuple[str, ...]] = ()
@@ -192,51 +191,6 @@ class Adapter(nn.Module, ABC):
             return rows_linear(h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
         # The frozen layer has a dtype of its own.
         return out + rows_linear(h, up_OS, scale=self.scale, probe_TOI=up_TOS, row_runs=runs).to(out.dtype)
-
-    @final
-    def factors(self, task: int | None = None) -> tuple[Tensor, Tensor]:
-        """The plain LoRA that this adapter equals: `(A', s B' M)` with M the core's matrix.
-
-        Args:
-            task: index of the task; needed by TASK methods, ignored by STATIC ones.
-
-        Returns:
-            down (R, D) and up (O, R), float32 or wider, detached; the update is `up @ down`, the scale is in `up`.
-
-        Raises:
-            ValueError: an INPUT method, or a TASK method without a task.
-        """
-        self.require_matrix(task)
-        was_training = self.training
-        with torch.no_grad():
-            self.eval()
-            down_RD, up_OS = self.down_weight(), self.up_weight()
-            identity_1RR = torch.eye(len(down_RD), dtype=down_RD.dtype, device=down_RD.device)[None]
-            ctx = NO_CONTEXT if task is None else Context.of_tasks([task], down_RD.device)
-            matrix_RS = self.core(identity_1RR, None, ctx)[0]
-            self.train(was_training)
-            return down_RD.clone(), self.scale * up_OS @ matrix_RS.t()
-
-    @classmethod
-    def require_matrix(cls, task: int | None) -> None:
-        """Raise the ValueError of `factors` if the update is no fixed matrix, or not without a task."""
-        if cls.mixing is Mixing.INPUT:
-            raise ValueError(
-                f"{cls.method} routes by its input, so it equals no single LoRA and can be neither merged nor exported "
-                "as one. Serve it as it is (save_pretrained, then PeftModel.from_pretrained with lorachord imported), "
-                "or train a method whose core is static or per task: see `lorachord methods`."
-            )
-        if cls.mixing is Mixing.TASK and task is None:
-            raise ValueError(
-                f"{cls.method} has one weight per task, so say which: lorachord.merge(model, task=...), "
-                "lorachord.export_lora(model, out, task=...), or merge inside `with lorachord.on_task(model, task):`."
-            )
-
-    @final
-    def delta(self, task: int | None = None) -> Tensor:
-        """The dense update (O, D) that merging adds to W0; arguments and errors as in `factors`."""
-        down_RD, up_OR = self.factors(task)
-        return up_OR @ down_RD
 
     @final
     def _checked(self, ctx: Context, x: Tensor) -> Context:
