@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+import lorachord as lc
 from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import train
 
-BLIND = ("lora", "multilora", "hydralora", "mosld")
+METHODS = {name: cls for name, cls in lc.all_methods().items() if cls.__module__.startswith("lorachord.")}
+BLIND = [name for name, cls in METHODS.items() if cls.mixing is not lc.Mixing.TASK]
 """Methods that are not told the task."""
-ALL = ("single", "mtl_lora", *BLIND)
+ALL = ("single", *METHODS)
+RATES = {"thanora": 3e-4}
+"""Blocks that start as large as the weights want smaller steps."""
 
 
 def dev_scores(row: str, k: float, out: Path) -> tuple[float, float]:
@@ -19,7 +23,7 @@ def dev_scores(row: str, k: float, out: Path) -> tuple[float, float]:
             "model": {"name": "minilm", "kind": "encoder", "heads": "shared", "max_length": 32},
             "tasks": {"lab": {"name": "lab-contradiction", "k": k}},
             "method": {"name": "lora" if row == "single" else row},
-            "training": {"max_steps": 80, "batch_size": 32, "learning_rate": 3e-3},
+            "training": {"max_steps": 80, "batch_size": 32, "learning_rate": RATES.get(row, 3e-3)},
             "evaluation": {"max_rows": 1000},
             "mode": "single" if row == "single" else "joint",
         }
