@@ -177,7 +177,7 @@ class _Route(torch.autograd.Function):
         recording: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         wide = torch.promote_types(logits_BLX.dtype, torch.float32)
-        logits_EGN = _rows_last(logits_BLX).to(wide).unflatten(0, (-1, groups))
+        logits_EGN = rows_last(logits_BLX).to(wide).unflatten(0, (-1, groups))
         num_experts, num_blocks = len(logits_EGN), len(logits_EGN) if own_blocks else 1
         probs_EGN = gates_EGN = torch.softmax(logits_EGN, dim=0)
         mask_N = None if mask_BL is None else mask_BL.flatten().to(wide)
@@ -212,7 +212,7 @@ class _Route(torch.autograd.Function):
                 loss = loss + ctx.pull * over_rows(lse_GN.square()).sum()
         ctx.save_for_backward(h_BLR, gates_EGN, probs_EGN if weights else None, lse_GN, mask_N)
         ctx.dtype, ctx.num_blocks = logits_BLX.dtype, num_blocks
-        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * _rows_last(h_BLR).view(
+        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * rows_last(h_BLR).view(
             num_blocks, groups, -1, gates_EGN.shape[-1]
         )
         return mixed_EGPN.flatten(0, 2).t().view(*h_BLR.shape[:2], -1), loss, load_EG
@@ -222,8 +222,8 @@ class _Route(torch.autograd.Function):
     def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         h_BLR, gates_EGN, probs_EGN, lse_GN, mask_N = ctx.saved_tensors
         num_experts, groups, num_rows = gates_EGN.shape
-        h_XGPN = _rows_last(h_BLR).view(ctx.num_blocks, groups, -1, num_rows)
-        grad_EGPN = _rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
+        h_XGPN = rows_last(h_BLR).view(ctx.num_blocks, groups, -1, num_rows)
+        grad_EGPN = rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
         grad_h_XGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
         grad_h_XGPN = grad_h_XGPN.sum(0) if ctx.num_blocks == 1 else grad_h_XGPN
         # The derivative of a softmax, which renormalised top-k gates are too: over the chosen logits alone.
@@ -241,5 +241,6 @@ class _Route(torch.autograd.Function):
         return grad_h, grad_logits, None, None, None, None, None, None
 
 
-def _rows_last(tensor_BLX: Tensor) -> Tensor:
+def rows_last(tensor_BLX: Tensor) -> Tensor:
+    """(X, N), contiguous."""
     return tensor_BLX.flatten(0, 1).t().contiguous()

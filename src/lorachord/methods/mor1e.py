@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.prompt import PromptLevel
+from lorachord.core.rank_one import gate_rank_one
 from lorachord.core.registry import register
 from lorachord.core.settings import MethodConfig, option
 
@@ -90,11 +91,7 @@ class MoR1E(PromptLevel):
             )
         shape, cosines_BC = (self.config.r1, self.config.r2), ctx.cosines_BC
         h_BLR, logits_BLC = (self.by_sample(rows, len(cosines_BC)) for rows in (h_BLR, x_BLX))
-        wide = torch.promote_types(logits_BLC.dtype, torch.float32)
-        tokens_BLRS = torch.softmax(logits_BLC.to(wide), dim=-1).unflatten(-1, shape).to(h_BLR.dtype)
-        by_token_BLS = (h_BLR.unsqueeze(-2) @ tokens_BLRS).squeeze(-2)
-        by_prompt_BLS = h_BLR @ cosines_BC.unflatten(-1, shape).to(h_BLR)
         share_B11 = self.shared_core(ctx).unsqueeze(-1).to(h_BLR.dtype)
-        num_experts = shape[0] * shape[1]
-        mixed_BLS: Tensor = num_experts * share_B11 * by_token_BLS + COSINES * (1 - share_B11) * by_prompt_BLS
-        return mixed_BLS
+        by_token_BLS = shape[0] * shape[1] * share_B11 * gate_rank_one(h_BLR, logits_BLC)
+        by_prompt_BRS = COSINES * (1 - share_B11) * cosines_BC.unflatten(-1, shape).to(h_BLR)
+        return torch.baddbmm(by_token_BLS, h_BLR, by_prompt_BRS)
