@@ -73,6 +73,7 @@ def _models(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from lorachord.runs.arguments import ranks
     from lorachord.runs.recipe import read_recipe
     from lorachord.runs.scores import score_table
     from lorachord.runs.train import train
@@ -80,6 +81,8 @@ def _train(arguments: argparse.Namespace) -> None:
     recipe = read_recipe(arguments.recipe, arguments.set)
     out = arguments.out or Path("runs", Path(arguments.recipe).stem)
     folder = train(recipe, out, data_dir=arguments.data, resume=arguments.resume, force=arguments.force)
+    # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
+    ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
     print(score_table(folder.metrics["dev"]))
     print(f"The run is in {folder.path}.")
