@@ -32,13 +32,13 @@ class Calibrated(Adapter, ABC):
         """Whether a config has something to be found."""
         return any(getattr(config, name) != value for name, value in cls.uncalibrated.items())
 
-    def begin(self, start: Mapping[str, Tensor]) -> None:
-        """Take the start that was found for this layer; the update is still zero. Default: there is none to take."""
-        raise NotImplementedError
-
 
 class FromInputs(Calibrated, ABC):
     """Fitted to the inputs of its layers."""
+
+    @abstractmethod
+    def begin(self, start: Mapping[str, Tensor]) -> None:
+        """Take the start that was found for this layer; the update is still zero."""
 
     @classmethod
     @abstractmethod

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorachord.core.calibrated import Calibrated
+from lorachord.core.calibrated import Calibrated, FromInputs
 from lorachord.core.registry import get_method
 from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.fingerprint import check_base, fingerprint
@@ -79,8 +79,7 @@ class Calibration:
         """Give the layers of a new adapter their start."""
         for layer in adapted_layers(model):
             adapter = layer.lorachord_adapter[adapter_name]
-            assert isinstance(adapter, Calibrated)
-            if adapter.layer.name in self.start:
+            if isinstance(adapter, FromInputs) and adapter.layer.name in self.start:
                 adapter.begin(self.start[adapter.layer.name])
 
     def save(self, folder: str | Path) -> None:
