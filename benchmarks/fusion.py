@@ -2,7 +2,7 @@
 
     python benchmarks/fusion.py [--quick] [--json]
 
-Two random models, fed by embeddings: `llama` (4 blocks of 256 features) and `minilm` (6 blocks of 384); with `--quick`
+Two random models, fed by embeddings: `llama` (4 blocks of 384 features) and `minilm` (6 blocks of 384); with `--quick`
 one block of each. Four LoRAs of rank 8 on all linears are fused. A step is a batch of 8 x 64 tokens of every task, the
 entropy of each sample's last token, backward, Adam on the coefficients, clamped to [0, 1]. Every row is a ratio of two
 things measured side by side; that both have the same entropies and gradients is checked first.

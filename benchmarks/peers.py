@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py [--quick] [--json] [--environment DIR]
 
-All adapt one random Llama (4 blocks of 256 features; with `--quick` one) on the same batch of 8 x 64 tokens, with
+All adapt one random Llama (4 blocks of 384 features; with `--quick` one) on the same batch of 16 x 64 tokens, with
 adapters of rank 8, alpha 16, and 8 experts, all else frozen, float32. A step is a forward pass, the losses, a backward
 pass, AdamW and zero_grad. Every row is the other library's step over ours, both in turn; ours is to be ahead, so at
 least 1.

@@ -2,7 +2,7 @@
 
     python benchmarks/surgery.py [--quick] [--json]
 
-LoRA of rank 8 on all linears of two random models, fed by embeddings: `llama` (4 blocks of 256 features) and `minilm`
+LoRA of rank 8 on all linears of two random models, fed by embeddings: `llama` (4 blocks of 384 features) and `minilm`
 (6 blocks of 384); with `--quick` one block of each. At least 16 samples of 64 tokens, sorted by task, at least one a
 task. A step is forward, backward, what the way does with the gradients, AdamW and zero_grad.
 
@@ -82,7 +82,7 @@ class Bench:
 
     def stepping(self, model: nn.Module, gradients: Callable[[], None]) -> Step:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
         def step() -> None:
             gradients()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from peft import LoraConfig
 
+from lorachord.core.budget import Count, register_counter
+from lorachord.core.layer import LayerSpec
 from lorachord.core.settings import RankConfig, option
 from lorachord.core.words import suggest
 
@@ -22,6 +25,18 @@ class BaselineConfig(RankConfig):
 
     rslora: bool = option(False)
 
+
+def _count(name: str) -> Callable[[LayerSpec, Mapping[str, Any]], Count]:
+    def count(layer: LayerSpec, options: Mapping[str, Any]) -> Count:
+        r = BaselineConfig.from_dict(options).r
+        # DoRA's magnitudes.
+        return Count(r * (layer.d_in + layer.d_out), 0, layer.d_out if name == "peft_dora" else 0)
+
+    return count
+
+
+for _name in BASELINES:
+    register_counter(_name, _count(_name))
 
 SHARED = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "task_type")
 

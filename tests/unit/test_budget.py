@@ -79,6 +79,25 @@ def test_a_rank_that_fits_exactly_is_found() -> None:
     assert (fit.r, fit.error) == (12, 0)
 
 
+def test_a_rank_goes_with_the_other_options() -> None:
+    layers = llama2_7b("q_proj")
+    for target in (1, 10_000_000, 10**12):
+        fit = lc.fit_rank("mode", layers, max(target, 5_000_000), options={"block": 4})
+        assert fit.r % 4 == 0
+        assert 4 <= fit.r <= D
+
+
+@pytest.mark.parametrize("name", ["peft_lora", "peft_dora"])
+def test_the_baselines_of_peft_are_counted(name: str) -> None:
+    base = tiny("llama")
+    layers = lc.target_layers(base)
+    target = lc.count_parameters("lora", layers, options={"r": 5}).total
+    fit = lc.fit_rank(name, layers, target)
+    model = lc.attach(base, name, r=fit.r)
+    assert fit.count.total == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert abs(fit.error) < 0.1
+
+
 def test_a_budget_that_the_routers_alone_exceed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hydralora has .* at rank 1 \(.* in routers"):
         lc.fit_rank("hydralora", llama2_7b("q_proj"), 100_000, options={"num_experts": 8})

@@ -75,14 +75,9 @@ class Adapter(AsMatrix):
         return f"{self.layer.d_in} -> {self.layer.d_out}, {options}"
 
     @classmethod
-    def smallest_rank(cls, num_tasks: int) -> int:
-        """The smallest `r` that an adapter for so many tasks can have. Default: 1."""
-        return 1
-
-    @classmethod
-    def largest_rank(cls, options: Mapping[str, Any]) -> int | None:
-        """The largest `r` that goes with the other options. Default: None, no bound but the layer's width."""
-        return None
+    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
+        """The values of `r` that go with the other options in layers that are `width` wide. Default: all from 1 on."""
+        return range(1, width + 1)
 
     @abstractmethod
     def build(self) -> None:
@@ -124,13 +119,18 @@ class Adapter(AsMatrix):
             return weight_C.unsqueeze(0)
         return weight_C.detach() + self.probes.core_of_samples(ctx)
 
+    def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """x for A' (..., D), and what the core is to see of it, for each row (..., X) or else. Default: x for both."""
+        return x, x
+
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         """The mixing between the factors: (B, L, S), linear in `h`. Default: the identity.
 
         Args:
             h_BLR: `A' drop(x)`, in the dtype to compute in; may be non-contiguous.
-            x_BLX: what an INPUT method looks at: the layer's raw input (B, L, D), or, of a method with a
-                `router_weight`, the router's logits `W x` (B, L, E). None when the core's matrix is read off.
+            x_BLX: what an INPUT method looks at: the router's logits `W x` (B, L, E) if there is a `router_weight`;
+                else what `look` returns, by default the layer's raw input (B, L, D). None when the core's matrix is
+                read off.
             ctx: tasks and masks of this pass; a TASK method always finds `task_ids_B` set, with B or 1 entries.
         """
         return h_BLR
@@ -166,14 +166,15 @@ class Adapter(AsMatrix):
         # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x = x.to(dtype)
+        x, seen = self.look(x.to(dtype), ctx)
         # Where nothing is differentiated, nothing is collected.
         probes = self.probes if torch.is_grad_enabled() else None
         inner_TXD, up_TOS = (probes.inner_TXD, probes.up_TOS) if probes else (None, None)
         runs = probes.row_runs(ctx, self._num_rows(x)) if probes else None
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
-        h, seen = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
+        h, logits = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
+        seen = seen if logits is None else logits
         folded_URO = None if probes else self.folded_up(ctx, self._num_rows(x))
         if folded_URO is not None and out.dtype == dtype:
             return blocks_linear(h, folded_URO.to(dtype), out, self.scale)
@@ -183,7 +184,9 @@ class Adapter(AsMatrix):
                 # No task was named, or one for all samples.
                 num_samples = len(x)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
-            h = self.core(h.reshape(*batch, h.shape[-1]), seen.reshape(*batch, seen.shape[-1]), ctx)
+            if seen.shape[:-1] == x.shape[:-1]:
+                seen = seen.reshape(*batch, seen.shape[-1])
+            h = self.core(h.reshape(*batch, h.shape[-1]), seen, ctx)
             h = h.reshape(*x.shape[:-1], h.shape[-1])
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,28 +54,45 @@ class Fit:
         return self.count.total / self.target - 1
 
 
+Counter = Callable[[LayerSpec, Mapping[str, Any]], Count]
+_COUNTERS: dict[str, Counter] = {}
+
+
+def register_counter(name: str, counter: Counter) -> None:
+    """Let what is no method of ours be counted: `counter` tells one layer's parameters from the layer and options."""
+    _COUNTERS[name] = counter
+
+
 def count_parameters(
     method: str, layers: Sequence[LayerSpec], *, num_tasks: int = 0, options: Mapping[str, Any] | None = None
 ) -> Count:
     """Count an adapter's trainable parameters without making it.
 
     Args:
-        method: name of a registered method.
+        method: name of a registered method, or of a baseline of PEFT's.
         layers: the layers that it would adapt.
         num_tasks: T.
         options: the method's options, as for `LorachordConfig`.
     """
+    counter = _COUNTERS.get(method) or _counter_of(method, num_tasks)
+    counts = [counter(layer, options or {}) for layer in layers]
+    return Count(*(sum(getattr(count, kind) for count in counts) for kind in ("factors", "routers", "cores")))
+
+
+def _counter_of(method: str, num_tasks: int) -> Counter:
     cls = get_method(method)
-    config = cls.Config.from_dict(options or {})
     tasks = TaskNames(tuple(str(task) for task in range(num_tasks)))
-    counts = {"factors": 0, "routers": 0, "cores": 0}
-    with torch.device("meta"):
-        for layer in layers:
-            for name, parameter in cls(layer, config, tasks).named_parameters():
+
+    def counter(layer: LayerSpec, options: Mapping[str, Any]) -> Count:
+        counts = {"factors": 0, "routers": 0, "cores": 0}
+        with torch.device("meta"):
+            for name, parameter in cls(layer, cls.Config.from_dict(options), tasks).named_parameters():
                 first = name.partition(".")[0]
                 kind = "factors" if first in ("down", "up") else "routers" if "router" in first else "cores"
                 counts[kind] += parameter.numel()
-    return Count(**counts)
+        return Count(**counts)
+
+    return counter
 
 
 def fit_rank(
@@ -88,15 +106,15 @@ def fit_rank(
     """The rank whose total, routers included, comes nearest to `target` parameters.
 
     Args:
-        method: name of a registered method whose config has a rank `r`.
+        method: name of a registered method whose config has a rank `r`, or of a baseline of PEFT's.
         layers: the layers to adapt.
         target: trainable parameters, over all layers.
         num_tasks: T.
         options: the method's other options.
 
     Returns:
-        The nearest rank, from the smallest that the method can have to its largest or the narrowest layer's width, with
-        its count; see `Fit.error` for how near it is.
+        The nearest of the ranks that go with the options and the narrowest layer's width, with its count; see
+        `Fit.error` for how near it is.
 
     Raises:
         ValueError: the smallest rank has more than twice the target already (routers and cores alone may exceed it), or
@@ -104,24 +122,22 @@ def fit_rank(
     """
     if not layers:
         raise ValueError("There are no layers to count.")
+    options, width = dict(options or {}), min(min(layer.d_in, layer.d_out) for layer in layers)
+    ranks = range(1, width + 1) if method in _COUNTERS else get_method(method).possible_ranks(options, num_tasks, width)
 
-    def count_at(r: int) -> Count:
-        return count_parameters(method, layers, num_tasks=num_tasks, options={**(options or {}), "r": r})
+    def fit_at(place: int) -> Fit:
+        r = ranks[place]
+        return Fit(r, count_parameters(method, layers, num_tasks=num_tasks, options={**options, "r": r}), target)
 
-    low = get_method(method).smallest_rank(num_tasks)
-    largest = get_method(method).largest_rank(options or {})
-    high = min(min(layer.d_in, layer.d_out) for layer in layers)
-    high = high if largest is None else min(high, largest)
-    smallest = count_at(low)
-    if smallest.total > 2 * target:
+    smallest = fit_at(0)
+    if smallest.count.total > 2 * target:
         raise ValueError(
-            f"{method} has {smallest.total:,} parameters at rank {low} ({smallest.routers:,} in routers, "
-            f"{smallest.cores:,} in cores), more than twice the {target:,} asked for: take fewer experts or layers, "
-            "or a larger budget."
+            f"{method} has {smallest.count.total:,} parameters at rank {smallest.r} ({smallest.count.routers:,} in "
+            f"routers, {smallest.count.cores:,} in cores), more than twice the {target:,} asked for: take fewer "
+            "experts or layers, or a larger budget."
         )
-    # The count grows with the rank: find the last rank that does not exceed the target.
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count_at(middle).total <= target else (low, middle - 1)
-    candidates = [Fit(r, count_at(r), target) for r in (low, low + 1) if largest is None or r <= largest]
-    return min(candidates, key=lambda fit: abs(fit.error))
+    # The count grows with the rank: the nearest is the last that does not exceed the target, or the one after it.
+    above = bisect_right(range(len(ranks)), target, key=lambda place: fit_at(place).count.total)
+    return min(
+        (fit_at(place) for place in {max(above - 1, 0), min(above, len(ranks) - 1)}), key=lambda fit: abs(fit.error)
+    )

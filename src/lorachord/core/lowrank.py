@@ -170,8 +170,8 @@ def inner_products(
     router_ED: Tensor | None,
     probe_TXD: Tensor | None,
     row_runs: Runs | None,
-) -> tuple[Tensor, Tensor]:
-    """`A' drop(x)` (..., R), and the router's logits `W x` (..., E), or x itself where there is no router.
+) -> tuple[Tensor, Tensor | None]:
+    """`A' drop(x)` (..., R), and the router's logits `W x` (..., E), or None where there is no router.
 
     Args:
         dropped: (..., D), `drop(x)`; the same object as `x` where nothing is dropped: then both are one product.
@@ -181,7 +181,7 @@ def inner_products(
     """
     down_RD = down_RD.to(x.dtype)
     if router_ED is None:
-        return rows_linear(dropped, down_RD, probe_TOI=probe_TXD, row_runs=row_runs), x
+        return rows_linear(dropped, down_RD, probe_TOI=probe_TXD, row_runs=row_runs), None
     router_ED = router_ED.to(x.dtype)
     sizes = [len(down_RD), len(router_ED)]
     if dropped is x:

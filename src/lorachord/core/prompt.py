@@ -5,7 +5,7 @@ Shapes: B samples, L rows of one sample, N = B * L rows; X features of a row.
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -43,25 +43,42 @@ class PromptLevel(Adapter):
         return rows_BLX.reshape(num_samples, num_rows // num_samples, rows_BLX.shape[-1])
 
     @final
-    def prompt_mean(self, rows_BLX: Tensor, ctx: Context) -> Tensor:
-        """The mean of the rows over the prompt: (B, X), in at least float32.
+    def prompt_mean(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """x (..., D), and its mean over the prompt (B, D) in at least float32.
 
         A layer that does not see the tokens one by one (a pooler) takes the mean over all rows of a sample. Of a sample
         without a prompt it is 0.
         """
         mask_BL = ctx.prompt_mask_BL
+        # Without a mask the layer was called by itself: a batch of samples, or the rows of one.
+        rows_BLD = x.reshape(len(x), -1, x.shape[-1]) if x.dim() > 2 else x.unsqueeze(0)
         if mask_BL is not None:
-            rows_BLX = self.by_sample(rows_BLX, len(mask_BL))
+            rows_BLD = self.by_sample(rows_BLD, len(mask_BL))
         if ctx.recalled is not None:
-            mean_BX = ctx.recalled[self.layer.name]
-            return mean_BX.repeat_interleave(len(rows_BLX) // len(mean_BX), dim=0)
-        rows_BLX = rows_BLX.to(torch.promote_types(rows_BLX.dtype, torch.float32))
-        if mask_BL is None or mask_BL.shape != rows_BLX.shape[:2]:
-            mean_BX = rows_BLX.mean(1)
-        else:
-            share_BL = mask_BL.to(rows_BLX)
-            share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
-            mean_BX = (share_BL.unsqueeze(1) @ rows_BLX).squeeze(1)
+            mean_BD = ctx.recalled[self.layer.name]
+            return x, mean_BD.repeat_interleave(len(rows_BLD) // len(mean_BD), dim=0)
+        if mask_BL is None or mask_BL.shape != rows_BLD.shape[:2]:
+            mask_BL = rows_BLD.new_ones(rows_BLD.shape[:2])
+        share_BL = mask_BL.to(torch.promote_types(x.dtype, torch.float32))
+        share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
+        x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
         if ctx.kept is not None:
-            ctx.kept[self.layer.name] = mean_BX
-        return mean_BX
+            ctx.kept[self.layer.name] = mean_BD
+        return x_BLD.view(x.shape), mean_BD
+
+
+class _WithSum(torch.autograd.Function):
+    """Rows, and `sum_l share_l rows_l` of each sample.
+
+    The gradient of that sum is as large as the rows, and is added to theirs in the pass that makes it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_BLD: Tensor, share_BL: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(share_BL)
+        return rows_BLD.view_as(rows_BLD), torch.bmm(share_BL.unsqueeze(1), rows_BLD.to(share_BL.dtype)).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BLD: Tensor, grad_BD: Tensor) -> tuple[Tensor, None]:
+        share_BL1 = ctx.saved_tensors[0].unsqueeze(2).to(grad_BLD.dtype)
+        return torch.addcmul(grad_BLD, share_BL1, grad_BD.unsqueeze(1).to(grad_BLD.dtype)), None

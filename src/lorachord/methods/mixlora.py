@@ -16,6 +16,7 @@ Shapes: E factors in a pool, r of them chosen; B samples, L rows of one sample; 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, final
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.context import Context
+from lorachord.core.pairs import choose_pairs
 from lorachord.core.prompt import PromptLevel
 from lorachord.core.registry import register
 from lorachord.core.settings import RankConfig, option
@@ -66,8 +68,9 @@ class MixLoRA(PromptLevel):
     router_pairs: Tensor
 
     @classmethod
-    def largest_rank(cls, options: Mapping[str, Any]) -> int:
-        return int(min(cls.Config.from_dict({**options, "r": 1}).values_of("num_experts")))
+    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
+        fewest = min(cls.Config.from_dict({**options, "r": 1}).values_of("num_experts"))
+        return range(1, min(int(fewest), width) + 1)
 
     def build(self) -> None:
         config, layer = self.config, self.layer
@@ -102,39 +105,25 @@ class MixLoRA(PromptLevel):
         logits_REE = self.down @ self.router_pairs
         return torch.softmax(logits_REE.to(torch.promote_types(logits_REE.dtype, torch.float32)), dim=-1)
 
+    def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
+        if self.learns:
+            return self.prompt_mean(x, ctx)
+        with torch.no_grad():
+            return x, self.prompt_mean(x, ctx)[1]
+
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
+        mean_BD = x_BLX.reshape(-1, x_BLX.shape[-1])
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            mean_BD = self.prompt_mean(x_BLX, ctx)
-            weights_BC = self.shared_core(ctx) if self.learns else None
-            matrix_BEE = self.matrix(mean_BD, weights_BC)
+            matrix_BEE = choose_pairs(mean_BD, *self.weights(ctx), scored=self.learns)
         h_BLE = self.by_sample(h_BLR, len(mean_BD))
         return h_BLE @ matrix_BEE.to(h_BLE.dtype)
 
-    def matrix(self, mean_BD: Tensor, weights_BC: Tensor | None) -> Tensor:
-        """The core's matrix of each sample: c_k at (s_A(k), s_B(k)).
-
-        Args:
-            mean_BD: of the layer's input over each prompt.
-            weights_BC: `core_weight()` for all samples or for each; None where it is not learned.
-        """
-        num_samples, (r, num_experts) = len(mean_BD), (self.config.r, self.config.num_experts)
-        if weights_BC is None:
-            router_BFD, pairs_BREE = self.router.unsqueeze(0), self.pair_probabilities().unsqueeze(0)
-        else:
-            router_BX, pairs_BX = weights_BC.split([self.router.numel(), r * num_experts**2], dim=1)
-            router_BFD = router_BX.unflatten(1, self.router.shape)
-            pairs_BREE = pairs_BX.unflatten(1, (r, num_experts, num_experts))
-        router_BFD = router_BFD.to(mean_BD.dtype).expand(num_samples, -1, -1)
-        logits_BF = torch.bmm(router_BFD, mean_BD.unsqueeze(2)).squeeze(2)
-        probs_BE, others_BE = torch.softmax(logits_BF.unflatten(1, (2, num_experts)), dim=-1).unbind(1)
-        of_a_BR, chosen_a_BR = probs_BE.topk(r)
-        index = chosen_a_BR[:, :, None, None].expand(-1, -1, 1, num_experts)
-        others_BE = others_BE + pairs_BREE.expand(num_samples, -1, -1, -1).gather(2, index).sum((1, 2))
-        of_b_BR, chosen_b_BR = others_BE.topk(r)
-        score_BR = of_a_BR * of_b_BR
-        weight_BR = r * score_BR / score_BR.sum(1, keepdim=True) if self.learns else torch.ones_like(score_BR)
-        place_BR = chosen_a_BR * num_experts + chosen_b_BR
-        matrix_BF = weight_BR.new_zeros(num_samples, num_experts**2).scatter(1, place_BR, weight_BR)
-        return matrix_BF.view(num_samples, num_experts, num_experts)
+    def weights(self, ctx: Context) -> tuple[Tensor, Tensor]:
+        """W_A and W_B (1, F, D), and the probabilities of pairs (1, r, E, E); or (B, ...): see `shared_core`."""
+        if not self.learns:
+            return self.router.unsqueeze(0), self.pair_probabilities().unsqueeze(0)
+        shape = (self.config.r, self.config.num_experts, self.config.num_experts)
+        router_BX, pairs_BX = self.shared_core(ctx).split([self.router.numel(), prod(shape)], dim=1)
+        return router_BX.unflatten(1, self.router.shape), pairs_BX.unflatten(1, shape)

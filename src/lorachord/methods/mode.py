@@ -12,8 +12,9 @@ Differs from the authors' code, of which no release was at hand: written from th
 offered (the paper has none, nor has the default here).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -59,6 +60,11 @@ class MoDE(RoutedAdapter):
                     )
 
     config: Config
+
+    @classmethod
+    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
+        block = options.get("block", 1)
+        return range(block, width + 1, block)
 
     def build(self) -> None:
         config, layer = self.config, self.layer

@@ -117,8 +117,8 @@ class ThanoRA(FromInputs):
         self.up[:, : self.own] = self.up_start
 
     @classmethod
-    def smallest_rank(cls, num_tasks: int) -> int:
-        return max(1, num_tasks)
+    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
+        return range(max(1, num_tasks), width + 1)
 
     @classmethod
     def from_inputs(
