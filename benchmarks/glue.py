@@ -29,7 +29,7 @@ from lorachord.runs.use import open_run
 
 TASKS = ("glue_sst2", "glue_mrpc", "glue_qnli", "glue_stsb")
 RATES = (3e-4, 1e-3, 3e-3)
-EPOCHS, BATCH, SHARE = 2, 32, 0.25
+EPOCHS, BATCH, SHARE = 2, 8, 0.25
 SEEDS = (0, 1, 2)
 BUDGET = 32
 """The rank of the LoRA whose parameters all have."""
@@ -69,7 +69,7 @@ def recipe(row: Row, rows: int, seed: int, rate: float, share: float = 1.0) -> R
     """`share` is that of the steps, which are as many as two epochs take."""
     steps = round(share * EPOCHS * len(TASKS) * rows / BATCH)
     tree = {
-        "model": {"name": "minilm", "kind": "encoder", "heads": "per_task", "max_length": 48},
+        "model": {"name": "minilm", "kind": "encoder", "heads": "per_task", "max_length": 64},
         "tasks": {"suite": "glue", "only": list(TASKS), "max_rows": rows},
         "method": {"name": row.method, **row.options},
         "mode": row.mode,

@@ -68,7 +68,7 @@ def calibrate(
         found, start, report = _from_inputs(cls, config, base, layers, kept, limits or Limits())
     else:
         assert issubclass(cls, FromConflict)
-        (found, report), start = _from_conflict(cls, config, base, kept, loss, targets), {}
+        (found, report), start = _from_conflict(cls, config, base, layers, kept, loss, targets), {}
     samples = {task: sum(map(size_of, own)) for task, own in kept.items()}
     return Calibration(
         method=method,
@@ -115,6 +115,7 @@ def _from_conflict(
     cls: type[FromConflict],
     config: LorachordConfig,
     base: nn.Module,
+    layers: Sequence[LayerSpec],
     batches: Mapping[str, Sequence[Batch]],
     loss: Loss,
     targets: Mapping[str, Any],
@@ -133,7 +134,8 @@ def _from_conflict(
         **targets,
     )
     modules = conflict.of_modules()
-    return cls.from_conflict(options, modules), {"conflict": modules, "pairs": conflict.of_pairs().tolist()}
+    found = cls.from_conflict(options, {layer: modules[layer.name] for layer in layers}, len(batches))
+    return found, {"conflict": modules, "pairs": conflict.of_pairs().tolist()}
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.covariance import Covariance
+from lorachord.core.layer import LayerSpec
 from lorachord.core.settings import MethodConfig
 
 
@@ -62,10 +63,13 @@ class FromConflict(Calibrated, ABC):
 
     @classmethod
     @abstractmethod
-    def from_conflict(cls, config: MethodConfig, conflict: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    def from_conflict(
+        cls, config: MethodConfig, conflict: Mapping[LayerSpec, float], num_tasks: int
+    ) -> dict[str, dict[str, Any]]:
         """Options by name and module.
 
         Args:
             config: with `warmup_steps`, `warmup_learning_rate` and `level`.
             conflict: of each module, how significant its worst conflict is (a t statistic); 0 where none is.
+            num_tasks: T.
         """

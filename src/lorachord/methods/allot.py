@@ -5,8 +5,9 @@
 
 This project's own. The core is MTL-LoRA's (arXiv 2410.09437), which has it everywhere. Where to split is found in a
 short warm-up of plain LoRA, in which the conflict of each pair of tasks is tested in every factor: the modules with the
-most significant conflict first, none without, and at most a share `budget` of them. One matrix between A and B for all
-tasks would be no more than another B, so there is none.
+most significant conflict first, none without, as long as the parameters that this adds are within a share `budget` of
+those that splitting everywhere would add. One matrix between A and B for all tasks would be no more than another B, so
+there is none.
 
 What is not shown: that this choice beats a random one of the same size. On generated tasks that contradict each other
 (MiniLM, 4 tasks, k .5) three split modules of 37 reached 1.0 in 60 steps by conflict and at random; one alone, after 40
@@ -15,8 +16,7 @@ steps, .75 where conflict put it, and .76, .81 and .93 at random.
 Start: as LoRA and MTL-LoRA. The warm-up's factors are not kept.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, final
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.calibrated import FromConflict
+from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import register
 from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.core.task_core import TaskCore, task_matrices
@@ -52,8 +53,9 @@ class Allot(TaskCore, FromConflict):
         Args:
             num_ups: n, the number of up-projections on split modules. Default 3; per layer.
             temperature: tau. Default 0.1.
-            choose: which modules to split: by `conflict` (default); as many at `random`, for comparison; or `all`.
-            budget: share of the modules that may be split. Default 0.5.
+            choose: which modules to split: by `conflict` (default); at `random`, with no more parameters than conflict
+                would have added, for comparison; or `all`.
+            budget: of the parameters that splitting all modules would add, the share that may be added. Default 0.5.
             level: the chance that any module is split although nothing conflicts. Default 0.05.
             warmup_steps: of the plain LoRA that conflict is measured on. Default 60.
             warmup_learning_rate: of its AdamW. Default 0.003.
@@ -70,6 +72,10 @@ class Allot(TaskCore, FromConflict):
         warmup_learning_rate: float = option(3e-3, above=0)
         seed: int = option(0)
         split: bool = option(False, per_module=True)
+
+        def added(self, layer: LayerSpec, num_tasks: int) -> int:
+            """The parameters that splitting a layer adds; of the config of that layer."""
+            return (self.num_ups - 1) * self.r * layer.d_out + num_tasks * (self.r**2 + self.num_ups)
 
     config: Config
 
@@ -92,13 +98,28 @@ class Allot(TaskCore, FromConflict):
             init.kaiming_uniform_(self.mixture, fan_in=self.config.num_ups)
 
     @classmethod
-    def from_conflict(cls, config: MethodConfig, conflict: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    def from_conflict(
+        cls, config: MethodConfig, conflict: Mapping[LayerSpec, float], num_tasks: int
+    ) -> dict[str, dict[str, Any]]:
         assert isinstance(config, cls.Config)
-        ranked = sorted((module for module in conflict if conflict[module] > 0), key=lambda name: -conflict[name])
-        chosen = ranked[: math.floor(config.budget * len(conflict))]
+        added = {layer: config.at(layer).added(layer, num_tasks) for layer in conflict}
+        ranked = sorted((layer for layer in conflict if conflict[layer] > 0), key=lambda layer: -conflict[layer])
+        chosen = within(config.budget * sum(added.values()), ranked, added)
         if config.choose == "random":
-            chosen = Random(config.seed).sample(list(conflict), len(chosen))
-        return {"split": dict.fromkeys(chosen, True)}
+            shuffled = Random(config.seed).sample(list(conflict), len(conflict))
+            chosen = within(sum(added[layer] for layer in chosen), shuffled, added)
+        return {"split": {layer.name: True for layer in chosen}}
 
     def matrices(self) -> Tensor | None:
         return task_matrices(self.transform, self.mixture, self.config.temperature) if self.split else None
+
+
+def within(budget: float, layers: Sequence[LayerSpec], added: Mapping[LayerSpec, int]) -> list[LayerSpec]:
+    """The layers, first come first served, that a budget of added parameters has room for."""
+    chosen = []
+    for layer in layers:
+        # Sums of shares are not exact.
+        if added[layer] <= budget * (1 + 1e-9):
+            budget -= added[layer]
+            chosen.append(layer)
+    return chosen
