@@ -17,7 +17,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "mtl_lora": {"r": 2, "num_ups": 2, "tasks": ["a", "b"]},
     "hydralora": {"r": 2, "num_experts": 2},
     "mosld": {"r": 2, "num_experts": 3},
+    "mode": {"r": 2, "num_experts": 2},
+    "malora": {"r": 3, "num_experts": 2, "expert_rank": 2},
+    "moelora": {"r": 2, "num_experts": 2},
     "mixlora": {"r": 2, "num_experts": 3},
+    "thanora": {"r": 3, "init": "kaiming", "allocation": "uniform", "tasks": ["a", "b"]},
+    "allot": {"r": 2, "num_ups": 2, "choose": "all", "tasks": ["a", "b"]},
 }
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
