@@ -1,6 +1,6 @@
 """Experts of rank one: each row is multiplied by a small matrix of gates of its own.
 
-Shapes: B samples, L rows of one, N = B * L rows; R inputs, S outputs, C = R S gates.
+Shapes: B samples, L rows of one sample, N = B * L rows; R inputs, S outputs, C = R S gates.
 
 Background. As in `core/routing.py`: one autograd function, laid out with gates first. A batch of N tiny matrix products
 takes longer than all else that the method adds.
@@ -17,31 +17,66 @@ from torch.autograd.function import once_differentiable
 from lorachord.core.routing import rows_last
 
 
-def gate_rank_one(h_BLR: Tensor, logits_BLC: Tensor) -> Tensor:
-    """`sum_r h_r G_rs`, (B, L, S), with G the row-major (R, S) matrix of softmax(logits), in at least float32."""
-    gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC)
+def gate_rank_one(
+    h_BLR: Tensor, logits_BLC: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosines_BC: Tensor
+) -> Tensor:
+    """`sum_r h_r G_rs`, (B, L, S), with G a row-major (R, S) matrix, in at least float32:
+
+        G = by_token softmax(logits) + by_prompt cosines
+
+    Args:
+        h_BLR, logits_BLC: of each row.
+        by_token_B1, by_prompt_B1: the weights of the two parts, of each sample or one for all: (1, 1).
+        cosines_BC: of each sample; without a gradient.
+    """
+    gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, by_token_B1, by_prompt_B1, cosines_BC)
     return gated_BLS
 
 
 class _RankOne(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_BLR: Tensor, logits_BLC: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, h_BLR: Tensor, logits_BLC: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosines_BC: Tensor
+    ) -> Tensor:
         wide = torch.promote_types(logits_BLC.dtype, torch.float32)
-        gates_CN = torch.softmax(rows_last(logits_BLC).to(wide), dim=0)
+        softmax_CN = torch.softmax(rows_last(logits_BLC).to(wide), dim=0)
         h_RN = rows_last(h_BLR)
-        ctx.save_for_backward(h_RN, gates_CN)
-        ctx.dtype, ctx.batch = logits_BLC.dtype, h_BLR.shape[:2]
-        gates_RSN = gates_CN.to(h_RN.dtype).unflatten(0, (len(h_RN), -1))
+        weights = [weight.to(wide) for weight in (by_token_B1, by_prompt_B1, cosines_BC)]
+        ctx.save_for_backward(h_RN, softmax_CN, *weights)
+        ctx.batch, ctx.dtypes = h_BLR.shape[:2], [x.dtype for x in (logits_BLC, by_token_B1, by_prompt_B1)]
+        gates_RSN = _gates(softmax_CN, *weights).to(h_RN.dtype).view(len(h_RN), -1, h_RN.shape[1])
         gated_NS: Tensor = (gates_RSN * h_RN.unsqueeze(1)).sum(0).t()
         return gated_NS.view(*ctx.batch, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BLS: Tensor) -> tuple[Tensor, Tensor]:
-        h_RN, gates_CN = ctx.saved_tensors
-        grad_SN = rows_last(grad_BLS)
-        gates_RSN = gates_CN.to(h_RN.dtype).unflatten(0, (len(h_RN), -1))
-        grad_h_RN = (gates_RSN * grad_SN).sum(1)
-        grad_CN = gates_CN * (h_RN.unsqueeze(1) * grad_SN).flatten(0, 1)
-        grad_CN = grad_CN - gates_CN * grad_CN.sum(0)
-        return grad_h_RN.t().view(*ctx.batch, -1), grad_CN.to(ctx.dtype).t().view(*ctx.batch, -1)
+    def backward(ctx: Any, grad_BLS: Tensor) -> tuple[Tensor | None, ...]:
+        h_RN, softmax_CN, by_token_B1, by_prompt_B1, cosines_BC = ctx.saved_tensors
+        grad_SN, (num_samples, num_rows) = rows_last(grad_BLS), ctx.batch
+        gates_RSN = _gates(softmax_CN, by_token_B1, by_prompt_B1, cosines_BC).to(h_RN.dtype)
+        grad_h_RN = (gates_RSN.view(len(h_RN), -1, h_RN.shape[1]) * grad_SN).sum(1)
+        grad_CN = (h_RN.unsqueeze(1) * grad_SN).flatten(0, 1).to(softmax_CN.dtype)
+        slope_CN = softmax_CN * grad_CN
+        slope_N = slope_CN.sum(0)
+        grad_logits_CN = (slope_CN - softmax_CN * slope_N) * by_token_B1.expand(num_samples, num_rows).reshape(-1)
+        grad_by_token_B1 = slope_N.view(num_samples, num_rows).sum(1, keepdim=True)
+        grad_CB = grad_CN.view(-1, num_samples, num_rows).sum(2)
+        grad_by_prompt_B1 = (grad_CB * cosines_BC.t()).sum(0).unsqueeze(1)
+        if len(by_token_B1) == 1:
+            grad_by_token_B1, grad_by_prompt_B1 = (
+                x.sum(0, keepdim=True) for x in (grad_by_token_B1, grad_by_prompt_B1)
+            )
+        logits_dtype, token_dtype, prompt_dtype = ctx.dtypes
+        return (
+            grad_h_RN.t().view(num_samples, num_rows, -1),
+            grad_logits_CN.to(logits_dtype).t().view(num_samples, num_rows, -1),
+            grad_by_token_B1.to(token_dtype),
+            grad_by_prompt_B1.to(prompt_dtype),
+            None,
+        )
+
+
+def _gates(softmax_CN: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosines_BC: Tensor) -> Tensor:
+    """(C, B, L), contiguous."""
+    by_token_CBL = softmax_CN.view(len(softmax_CN), len(cosines_BC), -1) * by_token_B1
+    return by_token_CBL.add_((by_prompt_B1 * cosines_BC).t().unsqueeze(2))

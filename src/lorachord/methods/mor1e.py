@@ -89,9 +89,7 @@ class MoR1E(PromptLevel):
             raise ValueError(
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
-        shape, cosines_BC = (self.config.r1, self.config.r2), ctx.cosines_BC
-        h_BLR, logits_BLC = (self.by_sample(rows, len(cosines_BC)) for rows in (h_BLR, x_BLX))
-        share_B11 = self.shared_core(ctx).unsqueeze(-1).to(h_BLR.dtype)
-        by_token_BLS = shape[0] * shape[1] * share_B11 * gate_rank_one(h_BLR, logits_BLC)
-        by_prompt_BRS = COSINES * (1 - share_B11) * cosines_BC.unflatten(-1, shape).to(h_BLR)
-        return torch.baddbmm(by_token_BLS, h_BLR, by_prompt_BRS)
+        h_BLR, logits_BLC = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLR, x_BLX))
+        share_B1 = self.shared_core(ctx)
+        experts = self.config.r1 * self.config.r2
+        return gate_rank_one(h_BLR, logits_BLC, experts * share_B1, COSINES * (1 - share_B1), ctx.cosines_BC)
