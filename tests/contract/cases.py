@@ -171,7 +171,7 @@ def of_mixlora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Ten
         b=adapter.up.T,
         W_A=W_A,
         W_B=W_B,
-        W_AB=adapter.router_pairs,
+        W_AB=adapter.router_pairs.unflatten(0, (adapter.config.r, -1)).mT,
         selection=adapter.config.selection,
         alpha=adapter.config.alpha,
     ).flatten(0, 1)

@@ -35,7 +35,7 @@ from lorachord.core.settings import RankConfig, option
 class MixLoRA(PromptLevel):
     """`down` is the pool of the a_e (E, d_in), `up` that of the b_e (d_out, E).
 
-    `router` stacks W_A and W_B (2 E, d_in), `router_pairs` the W_i (r, d_in, E); frozen ones are buffers.
+    `router` stacks W_A and W_B (2 E, d_in), `router_pairs` the W_i (r E, d_in); frozen ones are buffers.
     """
 
     method = "mixlora"
@@ -78,7 +78,7 @@ class MixLoRA(PromptLevel):
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts))
         routers = {
             "router": torch.empty(2 * config.num_experts, layer.d_in),
-            "router_pairs": torch.empty(config.r, layer.d_in, config.num_experts),
+            "router_pairs": torch.empty(config.r * config.num_experts, layer.d_in),
         }
         for name, tensor in routers.items():
             if self.learns:
@@ -101,9 +101,9 @@ class MixLoRA(PromptLevel):
         return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()]) if self.learns else None
 
     def pair_probabilities(self) -> Tensor:
-        """softmax(a_e W_i) for every place i and factor e: (r, E, E), in at least float32."""
-        logits_REE = self.down @ self.router_pairs
-        return torch.softmax(logits_REE.to(torch.promote_types(logits_REE.dtype, torch.float32)), dim=-1)
+        """softmax(a_e W_i) for every factor e and place i: (E, r, E), in at least float32."""
+        logits_ERE = (self.down @ self.router_pairs.t()).unflatten(1, (self.config.r, self.config.num_experts))
+        return torch.softmax(logits_ERE.to(torch.promote_types(logits_ERE.dtype, torch.float32)), dim=-1)
 
     def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
@@ -118,12 +118,12 @@ class MixLoRA(PromptLevel):
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             matrix_BEE = choose_pairs(mean_BD, *self.weights(ctx), scored=self.learns)
         h_BLE = self.by_sample(h_BLR, len(mean_BD))
-        return h_BLE @ matrix_BEE.to(h_BLE.dtype)
+        return torch.bmm(h_BLE, matrix_BEE.to(h_BLE.dtype))
 
     def weights(self, ctx: Context) -> tuple[Tensor, Tensor]:
-        """W_A and W_B (1, F, D), and the probabilities of pairs (1, r, E, E); or (B, ...): see `shared_core`."""
+        """W_A and W_B (1, F, D), and the probabilities of pairs (1, E, r, E); or (B, ...): see `shared_core`."""
         if not self.learns:
             return self.router.unsqueeze(0), self.pair_probabilities().unsqueeze(0)
-        shape = (self.config.r, self.config.num_experts, self.config.num_experts)
+        shape = (self.config.num_experts, self.config.r, self.config.num_experts)
         router_BX, pairs_BX = self.shared_core(ctx).split([self.router.numel(), prod(shape)], dim=1)
         return router_BX.unflatten(1, self.router.shape), pairs_BX.unflatten(1, shape)
