@@ -179,10 +179,7 @@ class Adapter(AsMatrix):
         if folded_URO is not None and out.dtype == dtype:
             return blocks_linear(h, folded_URO.to(dtype), out, self.scale)
         if type(self).core is not Adapter.core:
-            num_samples = ctx.num_samples or 1
-            if num_samples == 1 and x.dim() > 2:
-                # No task was named, or one for all samples.
-                num_samples = len(x)
+            num_samples = self.num_samples(x, ctx)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
             if seen.shape[:-1] == x.shape[:-1]:
                 seen = seen.reshape(*batch, seen.shape[-1])
@@ -209,6 +206,13 @@ class Adapter(AsMatrix):
                 "multiple of that. Name one task per sample of the batch, or one for all."
             )
         return ctx.to(x.device)
+
+    @final
+    def num_samples(self, x: Tensor, ctx: Context) -> int:
+        """B, of which x (..., D) are the rows."""
+        named = ctx.num_samples or 1
+        # Where no task was named, or one for all, the first axis is that of the samples.
+        return len(x) if named == 1 and x.dim() > 2 else named
 
     @final
     def _num_rows(self, x: Tensor) -> int:

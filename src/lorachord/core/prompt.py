@@ -28,19 +28,19 @@ class PromptLevel(Adapter):
     embeds: ClassVar[bool] = False
 
     @final
-    def by_sample(self, rows_BLX: Tensor, num_samples: int) -> Tensor:
-        """The same rows, by the samples of the pass: several may have been taken as one whose task is common.
+    def by_sample(self, rows: Tensor, num_samples: int) -> Tensor:
+        """Rows (..., X) by the samples of the pass, (B, L, X): several may have been taken as one whose task is common.
 
         Raises:
             ValueError: the rows do not divide among the samples.
         """
-        num_rows = rows_BLX.shape[0] * rows_BLX.shape[1]
+        num_rows = rows.numel() // rows.shape[-1]
         if num_rows % num_samples:
             raise ValueError(
                 f"{self.method} chooses for each sample, but {self.layer.name} got {num_rows} rows for {num_samples} "
                 "samples. Leave out layers that see the tokens in another order (exclude_modules)."
             )
-        return rows_BLX.reshape(num_samples, num_rows // num_samples, rows_BLX.shape[-1])
+        return rows.reshape(num_samples, num_rows // num_samples, rows.shape[-1])
 
     @final
     def prompt_mean(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -50,10 +50,8 @@ class PromptLevel(Adapter):
         without a prompt it is 0.
         """
         mask_BL = ctx.prompt_mask_BL
-        # Without a mask the layer was called by itself: a batch of samples, or the rows of one.
-        rows_BLD = x.reshape(len(x), -1, x.shape[-1]) if x.dim() > 2 else x.unsqueeze(0)
-        if mask_BL is not None:
-            rows_BLD = self.by_sample(rows_BLD, len(mask_BL))
+        num_samples = self.num_samples(x, ctx) if mask_BL is None else len(mask_BL)
+        rows_BLD = self.by_sample(x, num_samples)
         if ctx.recalled is not None:
             mean_BD = ctx.recalled[self.layer.name]
             return x, mean_BD.repeat_interleave(len(rows_BLD) // len(mean_BD), dim=0)
@@ -61,7 +59,8 @@ class PromptLevel(Adapter):
             mask_BL = rows_BLD.new_ones(rows_BLD.shape[:2])
         share_BL = mask_BL.to(torch.promote_types(x.dtype, torch.float32))
         share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
-        x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
+        with torch.autocast(x.device.type, enabled=False):
+            x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
         if ctx.kept is not None:
             ctx.kept[self.layer.name] = mean_BD
         return x_BLD.view(x.shape), mean_BD
