@@ -11,10 +11,10 @@ ratio of two things measured side by side.
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA with its contrastive loss, whose cost
   does not grow with the layers and which is large beside layers as narrow as these.
-- `loop`: a training step of a loop over 8 experts, in the style of the published codes, over ours. At least 2. That
-  both give the same outputs and input gradients is checked first. HydraLoRA's release applies A anew for each expert,
-  and so do the loops here; `A once` shows what is left without that. MTL-LoRA's release has no loop (it mixes the
-  up-projections, and copies the mixture for each sample): `released`.
+- `loop`: a training step of a loop over 8 experts (`loops.py`), in the style of the published codes, over ours. At
+  least 2. That both give the same outputs and input gradients is checked first. HydraLoRA's release applies A anew for
+  each expert, and so do the loops here; `A once` shows what is left without that. MTL-LoRA's release has no loop (it
+  mixes the up-projections, and copies the mixture for each sample): `released`.
 - `saved`: bytes that a forward pass keeps for the backward pass, parameters not counted; ours over the other.
 - `limit`: forward and backward alone, over those of the frozen model to its inputs. Nothing can be below 1; the target
   is 1.10.
@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
 from harness import Options, Result, Step, interleave, parse_options, report
+from loops import LOOPS, Loop
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hydralora": ("hydralora", {"num_experts": 8}),
     "mosld": ("mosld", {"num_experts": 8}),
     "mode": ("mode", {}),
+    "mode (8 experts)": ("mode", {"num_experts": 8}),
     "malora": ("malora", {}),
     "moelora (no contrast)": ("moelora", {"contrastive": 0.0}),
     "moelora": ("moelora", {}),
@@ -113,7 +114,7 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def loop(self, ours: nn.Module, layer_type: type[LoopOverExperts]) -> nn.Module:
+    def loop(self, ours: nn.Module, layer_type: type[Loop]) -> nn.Module:
         """A model with `ours`' weights in layers of another type, checked to compute the same."""
         model = self.build().requires_grad_(False)
         for adapter in adapters_of(ours):
@@ -148,7 +149,7 @@ class Workload:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Fused, as the Trainer has it by default.
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if optimise else None
-        loops = [module for module in model.modules() if isinstance(module, LoopOverExperts)]
+        loops = [module for module in model.modules() if isinstance(module, Loop)]
         forward, ours = self.forward_of(model), bool(adapters_of(model))
 
         def step() -> None:
@@ -165,101 +166,6 @@ class Workload:
 
 def adapters_of(model: nn.Module) -> list[Adapter]:
     return [adapter for layer in model.modules() if isinstance(layer, LorachordLinear) for adapter in layer.active()]
-
-
-def linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight.data.copy_(weight.detach())
-    return layer
-
-
-class LoopOverExperts(nn.Module):
-    """HydraLoRA as in its release, and MoSLD in the same style, with the weights of one of our adapters."""
-
-    repeat_down = True
-
-    def __init__(self, base: nn.Module, adapter: Any, task_ids_B: Tensor) -> None:
-        super().__init__()
-        self.base, self.method, self.config = base, adapter.method, adapter.config
-        self.scaling, self.task_ids_B = adapter.scale, task_ids_B
-        self.lora_A = linear(adapter.down)
-        self.lora_B: Any = nn.ModuleList(linear(up) for up in adapter.up.split(adapter.config.r, dim=1))
-        self.lora_lambda: Any = None
-        self.penalty: Tensor | None = None
-        self.build(adapter)
-
-    def build(self, adapter: Any) -> None:
-        """Copy what the method has besides the factors."""
-        self.lora_route = linear(adapter.router.weight)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        result_BLO: Tensor = self.base(x_BLD)
-        weight_RD: Tensor = self.lora_A.weight
-        gates_BLE = torch.softmax(self.lora_route(x_BLD), dim=-1, dtype=torch.float32)
-        if self.method == "mosld":
-            top = gates_BLE.topk(self.config.top_k, dim=-1)
-            share_E = torch.zeros_like(gates_BLE).scatter(-1, top.indices, 1 / self.config.top_k).mean((0, 1))
-            self.penalty = self.config.balance * len(share_E) * (share_E * gates_BLE.mean((0, 1))).sum()
-            kept_BLK = top.values / top.values.sum(dim=-1, keepdim=True)
-            gates_BLE = torch.zeros_like(gates_BLE).scatter(-1, top.indices, kept_BLK)
-            weight_RD = F.dropout(weight_RD, self.config.weight_dropout, self.training)
-        h_BLR = F.linear(x_BLD, weight_RD)
-        for expert, lora_B in enumerate(self.lora_B):
-            if expert and self.repeat_down:
-                h_BLR = F.linear(x_BLD, weight_RD)
-            result_BLO = result_BLO + gates_BLE[:, :, expert].unsqueeze(-1) * lora_B(h_BLR) * self.scaling
-        return result_BLO
-
-
-class LoopWithDownOnce(LoopOverExperts):
-    """The same, but A is applied once for all experts."""
-
-    repeat_down = False
-
-
-class LoopOverTasks(LoopOverExperts):
-    """MTL-LoRA as a loop over tasks and one over up-projections."""
-
-    def build(self, adapter: Any) -> None:
-        self.lora_lambda = nn.ModuleList(linear(transform) for transform in adapter.transform)
-        self.lora_B_w = nn.Parameter(adapter.mixture.detach().clone())
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        result_BLO: Tensor = self.base(x_BLD)
-        h_BLR = self.lora_A(x_BLD)
-        transformed_BLR = torch.zeros_like(h_BLR)
-        for task, lora_lambda in enumerate(self.lora_lambda):
-            rows_B = self.task_ids_B == task
-            transformed_BLR[rows_B] = lora_lambda(h_BLR[rows_B])
-        share_BU = torch.softmax(self.lora_B_w / self.config.temperature, dim=-1)[self.task_ids_B]
-        for up, lora_B in enumerate(self.lora_B):
-            result_BLO = result_BLO + share_BU[:, up, None, None] * lora_B(transformed_BLR) * self.scaling
-        return result_BLO
-
-
-class ReleasedTasks(LoopOverExperts):
-    """MTL-LoRA as in its release: mixed up-projections, copied for each sample."""
-
-    def build(self, adapter: Any) -> None:
-        self.lora_lambda = nn.Parameter(adapter.transform.detach().clone())
-        self.lora_B_w = nn.Parameter(adapter.mixture.detach().clone())
-        self.lora_B = nn.Parameter(torch.stack([up.weight.detach() for up in self.lora_B]))
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        share_TU = torch.softmax(self.lora_B_w / self.config.temperature, dim=-1)
-        mixed_TOR = (share_TU @ self.lora_B.flatten(1)).unflatten(1, self.lora_B.shape[1:])
-        down_BDR = self.lora_A.weight.t().expand(len(x_BLD), -1, -1)
-        h_BLR = torch.bmm(torch.bmm(x_BLD, down_BDR), self.lora_lambda[self.task_ids_B].mT)
-        update_BLO = torch.bmm(h_BLR, mixed_TOR[self.task_ids_B].mT) * self.scaling
-        result_BLO: Tensor = self.base(x_BLD) + update_BLO
-        return result_BLO
-
-
-LOOPS: dict[str, dict[str, type[LoopOverExperts]]] = {
-    "mtl_lora (8 ups)": {"loop": LoopOverTasks, "released": ReleasedTasks},
-    "hydralora": {"loop": LoopOverExperts, "loop, A once": LoopWithDownOnce},
-    "mosld": {"loop": LoopOverExperts, "loop, A once": LoopWithDownOnce},
-}
 
 
 def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -285,7 +191,9 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
 
 def benchmark(work: Workload, options: Options) -> Iterator[Result]:
     # A quick run leaves out what has no bound or hardly differs from another, and all loops but one.
-    left_out = (*WITHOUT_BOUND, "mixlora (frozen hash)", "mtl_lora (8 ups)") if options.quick else ()
+    left_out = (
+        (*WITHOUT_BOUND, "mixlora (frozen hash)", "mtl_lora (8 ups)", "mode (8 experts)") if options.quick else ()
+    )
     ours = {case: work.ours(case) for case in CASES if case not in left_out}
     first = {case: adapters_of(model)[0] for case, model in ours.items()}
     widths = {case: max(len(adapter.down_weight()), adapter.up_weight().shape[1]) for case, adapter in first.items()}
