@@ -1,7 +1,8 @@
 """What gradient rules do where one task dominates: `lab-dominance`, whose losses are weighted 8 : 1, on MiniLM.
 
-Trains with each rule for several k and seeds, and prints, against the plain sum with the same seeds, the worst task's
-loss over the steps and how many steps the worst task takes to reach .9. Finished runs are kept and not made again.
+Trains with each rule, and with balanced losses, for several k and seeds, and prints, against the plain sum with the
+same seeds, the worst task's loss over the steps and how many steps the worst task takes to reach .9. Finished runs are
+kept and not made again.
 
 python benchmarks/dominance.py --out runs/dominance --seeds 10
 """
@@ -23,7 +24,9 @@ RULES = {
     "ortho_lora": {"rule": "ortho_lora", "granularity": "factor"},
     "pcgrad": {"rule": "ortho_lora", "granularity": "global"},
     "significant": {"rule": "significant", "granularity": "factor"},
+    "upgrad": {"rule": "upgrad", "granularity": "global"},
 }
+BALANCES = {"running_scale": {"name": "running_scale"}}
 
 
 def recipe(k: float, seed: int, rule: str) -> Recipe:
@@ -40,7 +43,8 @@ def recipe(k: float, seed: int, rule: str) -> Recipe:
             "eval_every": EVAL_EVERY,
         },
         "evaluation": {"max_rows": 100},
-        "surgery": RULES[rule],
+        "surgery": RULES.get(rule),
+        "balance": BALANCES.get(rule),
         "seed": seed,
     }
     return recipe_from(tree)
@@ -66,7 +70,7 @@ def main() -> None:
     found: dict[tuple[float, str], list[tuple[float, float]]] = {}
     for seed in range(chosen.seeds):
         for k in chosen.k:
-            for rule in RULES:
+            for rule in (*RULES, *BALANCES):
                 folder = chosen.out / f"k{k}_{rule}_{seed}"
                 train(recipe(k, seed, rule), folder, resume=True)
                 found.setdefault((k, rule), []).append(measures(folder))
