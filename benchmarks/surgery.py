@@ -1,6 +1,6 @@
 """What the gradients of T tasks cost: a training step with Ortho-LoRA over a joint step, and over what others do.
 
-    python benchmarks/surgery.py [--quick] [--json]
+    python benchmarks/surgery.py [--quick] [--json] [--model llama|minilm]
 
 LoRA of rank 8 on all linears of two random models, fed by embeddings: `llama` (4 blocks of 384 features) and `minilm`
 (6 blocks of 384); with `--quick` one block of each. At least 16 samples of 64 tokens, sorted by task, at least one a
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Step, interleave, parse_options, report
+from harness import Options, Result, Step, interleave, parser_of, report
 from lorachord.surgery.rules import OrthoLora
 from lorachord.surgery.surgeon import Surgeon
 from step_time import llama, minilm, saved_bytes_of
@@ -188,8 +188,11 @@ def benchmark(bench: Bench, options: Options) -> Iterator[Result]:
     yield Result("buffer with a task axis", 2 * sum(leaf.nbytes for leaf in leaves) / 2**20, unit="MiB")
 
 
-def rows(options: Options) -> Iterator[Result]:
-    for architecture in (llama, minilm):
+ARCHITECTURES = {architecture.__name__: architecture for architecture in (llama, minilm)}
+
+
+def rows(options: Options, model: str | None) -> Iterator[Result]:
+    for architecture in ARCHITECTURES.values() if model is None else (ARCHITECTURES[model],):
         for num_tasks in (4, 8, 32) if options.quick else (2, 4, 8, 32):
             bench = Bench.make(architecture, num_tasks, options.quick)
             for row in benchmark(bench, options):
@@ -197,9 +200,12 @@ def rows(options: Options) -> Iterator[Result]:
 
 
 def main() -> int:
-    options = parse_options(__doc__)
+    parser = parser_of(__doc__)
+    parser.add_argument("--model", choices=ARCHITECTURES, help="one of the two alone")
+    chosen = parser.parse_args()
+    options = Options(chosen.quick, chosen.json)
     torch.set_num_threads(2)
-    return report(rows(options), options)
+    return report(rows(options, chosen.model), options)
 
 
 if __name__ == "__main__":
