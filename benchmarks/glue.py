@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -109,6 +110,7 @@ def scores(folder: Path) -> dict[str, Any]:
     return found
 
 
+@cache
 def layers() -> list[lc.LayerSpec]:
     """Those of MiniLM that are adapted."""
     plain = recipe(ROWS["lora"], BATCH, 0, RATES[0])

@@ -227,9 +227,7 @@ class _Route(torch.autograd.Function):
         grad_h_XGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
         grad_h_XGPN = grad_h_XGPN.sum(0) if ctx.num_blocks == 1 else grad_h_XGPN
         # The derivative of a softmax, which renormalised top-k gates are too: over the chosen logits alone.
-        product_EGPN = grad_EGPN * h_XGPN
-        # A sum over one is a copy.
-        grad_EGN = gates_EGN * (product_EGPN.sum(2) if product_EGPN.shape[2] > 1 else product_EGPN.squeeze(2))
+        grad_EGN = gates_EGN * (grad_EGPN * h_XGPN).sum(2)
         grad_EGN = grad_EGN - gates_EGN * grad_EGN.sum(0)
         if ctx.price_EG is not None:
             slope_EGN = probs_EGN * ctx.price_EG.unsqueeze(-1)
