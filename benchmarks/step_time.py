@@ -173,12 +173,12 @@ def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        # Holding the tensors keeps their addresses from being given out again.
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+    def pack(tensor: Tensor) -> None:
+        # Holding the storages keeps their addresses from being given out again; without the tensors' place in the
+        # graph, which would hold itself for ever.
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         output = forward()
     assert output.requires_grad
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)

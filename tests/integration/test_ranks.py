@@ -58,6 +58,15 @@ def test_two_ranks_weigh_losses_as_one_process_does(balance: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("method", "rule"), [("lora", "ortho_lora"), pytest.param("moelora", "none", marks=pytest.mark.slow)]
+)
+def test_a_base_that_accelerate_has_sharded_changes_nothing(method: str, rule: str, tmp_path: Path) -> None:
+    assert_ranks_change_nothing(tmp_path, "train_on_ranks.py", method, rule, "equal", "sharded")
+    one, two = (load_file(tmp_path / ranks / "adapter" / "adapter_model.safetensors") for ranks in ("1", "2"))
+    torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("method", "rule"),
     [("mtl_lora", "ortho_lora"), pytest.param("hydralora", "significant", marks=pytest.mark.slow)],
 )
@@ -70,5 +79,7 @@ def test_launchers_that_hide_the_gradients_are_refused() -> None:
     check_ranks(deepspeed, surgery=False)
     with pytest.raises(ValueError, match=r"DeepSpeed reduces.*torchrun"):
         check_ranks(deepspeed, surgery=True)
-    with pytest.raises(ValueError, match="version 2"):
-        check_ranks(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))), surgery=False)
+    for plugin, word in (({"fsdp_version": 1}, "version 2"), ({"cpu_ram_efficient_loading": True}, "loading false")):
+        found = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **plugin})
+        with pytest.raises(ValueError, match=word):
+            check_ranks(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=found)), surgery=False)
