@@ -184,8 +184,8 @@ class SurgeryContract:
             model.zero_grad()
         for key, gradient in found[0].items():
             assert gradient.dtype == torch.float32
-            # Each segment is rounded to bfloat16 for itself; in a single number (a gate) most of the sum may cancel.
-            slack = 0.02 if gradient.numel() > 1 else 0.2
+            # Each segment is rounded to bfloat16 by itself, and a part cancels: in a single number (a gate) most of it.
+            slack = 0.04 if gradient.numel() > 1 else 0.2
             torch.testing.assert_close(gradient, found[1][key], rtol=slack, atol=slack * float(gradient.abs().max()))
 
     def test_the_scale_of_the_loss_scales_the_result(self, case: Case) -> None:

@@ -50,11 +50,17 @@ class _BlocksLinear(torch.autograd.Function):
         grad_h = grad_weight = None
         if needs_h:
             # Narrow, so transposed; see the kernel. And laid out as h is.
-            grad_URM = torch.bmm(weight_URO * ctx.scale, grad_UMO.mT)
+            grad_URM = _scaled(weight_URO, grad_UMO.mT, ctx.scale)
             grad_h = grad_URM.transpose(0, 1).flatten(1).t().view(h.shape)
         if needs_weight:
-            grad_weight = torch.bmm(_blocks(h, len(weight_URO)).mT, grad_UMO) * ctx.scale
+            grad_weight = _scaled(_blocks(h, len(weight_URO)).mT, grad_UMO, ctx.scale)
         return grad_h, grad_weight, grad if needs_out else None, None
+
+
+def _scaled(a_UNK: Tensor, b_UKM: Tensor, scale: float) -> Tensor:
+    """`scale * a b` of each block, scaled inside the product."""
+    # With a beta of 0 nothing is read of what would be added.
+    return torch.baddbmm(a_UNK.new_empty(()), a_UNK, b_UKM, beta=0, alpha=scale)
 
 
 def _blocks(rows: Tensor, num_blocks: int) -> Tensor:

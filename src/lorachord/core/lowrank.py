@@ -28,10 +28,18 @@ NARROW = 16
 """Outputs with fewer columns than this are computed transposed; from 16 on the usual order is as fast or faster."""
 
 
-def _matmul(a_NK: Tensor, b_KM: Tensor) -> Tensor:
+def _matmul(a_NK: Tensor, b_KM: Tensor, scale: float = 1.0) -> Tensor:
     if b_KM.shape[1] < NARROW:
-        return (b_KM.t() @ a_NK.t()).t()
-    return a_NK @ b_KM
+        return _scaled(b_KM.t(), a_NK.t(), scale).t()
+    return _scaled(a_NK, b_KM, scale)
+
+
+def _scaled(a_NK: Tensor, b_KM: Tensor, scale: float) -> Tensor:
+    """`scale * a b`, scaled inside the product."""
+    if scale == 1:
+        return a_NK @ b_KM
+    # With a beta of 0 nothing is read of what would be added.
+    return torch.addmm(a_NK.new_empty(()), a_NK, b_KM, beta=0, alpha=scale)
 
 
 def _products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Runs, num_tasks: int) -> Tensor:
@@ -75,8 +83,7 @@ class _RowsLinear(torch.autograd.Function):
         num_out, num_in = weight_OI.shape
         x_NI = x.reshape(-1, num_in)
         if out is None:
-            y_NO = _matmul(x_NI, weight_OI.t())
-            y_NO = y_NO if scale == 1 else y_NO * scale
+            y_NO = _matmul(x_NI, weight_OI.t(), scale)
         else:
             y_NO = torch.addmm(out.reshape(-1, num_out), x_NI, weight_OI.t(), alpha=scale)
         return y_NO.view(*x.shape[:-1], num_out)
@@ -89,23 +96,22 @@ class _RowsLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_probe = None
         if needs_x:
-            # The scale goes to the smaller operand.
-            scaled_OI = weight_OI if ctx.scale == 1 else weight_OI * ctx.scale
             # In the layout of x: a core that has made it column by column goes on so.
-            by_columns = x_NI.stride(0) == 1
-            grad_NI = (scaled_OI.t() @ grad_NO.t()).t() if by_columns else _matmul(grad_NO, scaled_OI)
+            if x_NI.stride(0) == 1:
+                grad_NI = _scaled(weight_OI.t(), grad_NO.t(), ctx.scale).t()
+            else:
+                grad_NI = _matmul(grad_NO, weight_OI, ctx.scale)
             grad_x = grad_NI.view(x.shape)
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
         elif needs_weight:
-            grad_weight = _matmul(grad_NO.t(), x_NI)
-            grad_weight = grad_weight if ctx.scale == 1 else grad_weight * ctx.scale
+            grad_weight = _matmul(grad_NO.t(), x_NI, ctx.scale)
         return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None
 
 
 class _StackedLinear(torch.autograd.Function):
-    """`x W^T` of weights stacked as one, each with an output of its own, laid out column by column.
+    """`x W^T` of two weights stacked as one, each with an output of its own, laid out column by column.
 
     That is the layout in which cores gate, and in it the outputs' gradients are put together again without a copy that
     transposes: as operations of autograd's own, split and cat cost a third of the product.
@@ -113,23 +119,28 @@ class _StackedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, probe_TOI: Tensor | None, row_runs: Runs | None, sizes: list[int]
+        ctx: Any, x: Tensor, first_OI: Tensor, second_OI: Tensor, probe_TOI: Tensor | None, row_runs: Runs | None
     ) -> tuple[Tensor, ...]:
+        weight_OI = torch.cat([first_OI, second_OI])
         ctx.save_for_backward(x, weight_OI)
+        ctx.sizes = [len(first_OI), len(second_OI)]
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
         y_ON = weight_OI @ x.reshape(-1, x.shape[-1]).t()
-        return tuple(part_ON.t().view(*x.shape[:-1], -1) for part_ON in y_ON.split(sizes))
+        return tuple(part_ON.t().view(*x.shape[:-1], -1) for part_ON in y_ON.split(ctx.sizes))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI = ctx.saved_tensors
         x_NI = x.reshape(-1, x.shape[-1])
         grad_NO = torch.cat([grad.reshape(-1, grad.shape[-1]).t() for grad in grads]).t()
-        needs_x, needs_weight, needs_probe = ctx.needs_input_grad[:3]
+        needs_x, needs_first, needs_second, needs_probe = ctx.needs_input_grad[:4]
         grad_x = (grad_NO @ weight_OI).view(x.shape) if needs_x else None
-        grad_weight = _matmul(grad_NO.t(), x_NI) if needs_weight and not needs_probe else None
-        grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks) if needs_probe else None
-        return grad_x, grad_weight, grad_probe, None, None
+        grad_first = grad_second = grad_probe = None
+        if needs_probe:
+            grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
+        elif needs_first or needs_second:
+            grad_first, grad_second = _matmul(grad_NO.t(), x_NI).split(ctx.sizes)
+        return grad_x, grad_first, grad_second, grad_probe, None
 
 
 def rows_linear(
@@ -185,11 +196,10 @@ def inner_products(
     router_ED = router_ED.to(x.dtype)
     sizes = [len(down_RD), len(router_ED)]
     if dropped is x:
-        stacked_XD = torch.cat([down_RD, router_ED])
         if probe_TXD is not None:
             # As in `rows_linear`.
-            stacked_XD, probe_TXD = stacked_XD.detach(), probe_TXD.to(x.dtype)
-        both: tuple[Tensor, Tensor] = _StackedLinear.apply(x, stacked_XD, probe_TXD, row_runs, sizes)
+            down_RD, router_ED, probe_TXD = down_RD.detach(), router_ED.detach(), probe_TXD.to(x.dtype)
+        both: tuple[Tensor, Tensor] = _StackedLinear.apply(x, down_RD, router_ED, probe_TXD, row_runs)
         return both
     # The router looks at all of x.
     down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
