@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lorachord.core.words import suggest
 
+Tasks = tuple[int, ...]
 REDUCTIONS = ("sum", "mean")
 ORDERS = ("random", "fixed")
 
@@ -51,12 +52,13 @@ class Rule(ABC):
         assert not state, f"{self.name} remembers nothing"
 
     @abstractmethod
-    def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
+    def weights(self, gramians_NTT: Tensor, step: int, present: Tasks | None = None) -> Tensor:
         """The weights (N, T) of the tasks' gradients.
 
         Args:
             gramians_NTT: inner products, at least float32; a task whose gradient is zero has a zero row.
-            step: the optimiser step, from 0, for what is drawn at random or remembered.
+            step: the optimiser step, from 0, for what is drawn at random.
+            present: the numbers of the T tasks, for what is remembered of them. Default: 0 to T - 1.
         """
 
 
@@ -89,11 +91,13 @@ class OrthoLora(Rule):
             if value not in known:
                 raise ValueError(f"{self.name}: there is no {field} {value!r}. {suggest(value, known)}")
 
-    def weights(self, gramians_NTT: Tensor, step: int, among_NTT: Tensor | None = None) -> Tensor:
+    def weights(
+        self, gramians_NTT: Tensor, step: int, present: Tasks | None = None, among_NTT: Tensor | None = None
+    ) -> Tensor:
         """The weights (N, T).
 
         Args:
-            gramians_NTT, step: as in `Rule`.
+            gramians_NTT, step, present: as in `Rule`.
             among_NTT: the pairs that may be projected. Default: all.
         """
         num_tasks = gramians_NTT.shape[-1]
@@ -128,7 +132,7 @@ class Sum(Rule):
 
     name = "sum"
 
-    def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
+    def weights(self, gramians_NTT: Tensor, step: int, present: Tasks | None = None) -> Tensor:
         """Ones."""
         return torch.ones_like(gramians_NTT[:, 0])
 
@@ -159,8 +163,9 @@ class TorchJD(Rule):
     CAGrad (2110.14048), IMTL-G (ICLR 2021), Nash-MTL (2202.01017), Aligned-MTL (2305.19000), GradVac (2010.05874).
 
     Each Gramian is a small problem of its own, solved one after another: meant for `granularity: global` or `role`.
-    GradVac and Nash-MTL remember earlier steps, for each Gramian apart; a resumed run begins that anew. A step whose
-    inner products are not finite, as mixed precision has them, is left to the plain sum.
+    GradVac and Nash-MTL remember earlier steps, for each Gramian and each set of tasks that were present together; a
+    resumed run begins that anew. What is drawn at random depends on the step alone, so it is the same on all ranks. A
+    step whose inner products are not finite, as mixed precision has them, is left to the plain sum.
 
     Args:
         name: one of `zoo_names()`.
@@ -179,16 +184,20 @@ class TorchJD(Rule):
             raise ValueError(f"{name}: there is no reduction {reduction!r}. {suggest(reduction, ('sum', 'own'))}")
         self.rule, self.options = name, options
         self.scales = reduction == "sum" and name in MEAN_LIKE
-        self.solvers: list[Callable[[Tensor], Tensor]] = []
+        self.solvers: dict[tuple[Tasks, int], list[Callable[[Tensor], Tensor]]] = {}
         self._solver(num_tasks=2)
 
-    def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
+    def weights(self, gramians_NTT: Tensor, step: int, present: Tasks | None = None) -> Tensor:
         num_tasks = gramians_NTT.shape[-1]
         if not gramians_NTT.isfinite().all():
             return torch.ones_like(gramians_NTT[:, 0])
-        if len(self.solvers) != len(gramians_NTT):
-            self.solvers = [self._solver(num_tasks) for _ in gramians_NTT]
-        found = [solve(gramian_TT) for solve, gramian_TT in zip(self.solvers, gramians_NTT, strict=True)]
+        key = (present or tuple(range(num_tasks)), len(gramians_NTT))
+        if key not in self.solvers:
+            self.solvers[key] = [self._solver(num_tasks) for _ in gramians_NTT]
+        # The zoo draws from torch's global generator.
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(step)
+            found = [solve(gramian_TT) for solve, gramian_TT in zip(self.solvers[key], gramians_NTT, strict=True)]
         weights_NT = torch.stack(found).to(gramians_NTT)
         return weights_NT * num_tasks if self.scales else weights_NT
 

@@ -27,7 +27,7 @@ import torch
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lorachord.surgery.rules import OrthoLora, Rule
+from lorachord.surgery.rules import OrthoLora, Rule, Tasks
 
 MIN_STEPS = 8.0
 """Steps that must be remembered before anything is projected."""
@@ -138,6 +138,6 @@ class Significant(Rule):
         # Above .5 a level would call agreement a conflict.
         return found & (t_NTT < 0) & ~torch.eye(num_tasks, dtype=torch.bool, device=found.device)
 
-    def weights(self, gramians_NTT: Tensor, step: int) -> Tensor:
+    def weights(self, gramians_NTT: Tensor, step: int, present: Tasks | None = None) -> Tensor:
         assert self.significant_NTT is not None, "observe() comes first"
-        return self.projection.weights(gramians_NTT, step, among_NTT=self.significant_NTT)
+        return self.projection.weights(gramians_NTT, step, present, self.significant_NTT)

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lorachord.core.words import suggest
-from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
+from lorachord.surgery.rules import OrthoLora, Rule, Sum, Tasks, TorchJD, zoo_names
 from lorachord.surgery.significant import Significant
 from lorachord.surgery.task_grads import Key, MicroBatches, OnePass, TaskGradients
 from lorachord.tuner.config import LorachordConfig
@@ -175,7 +175,8 @@ class Surgeon:
             present = gramians_NTT.diagonal(dim1=-2, dim2=-1).ne(0).any(0).nonzero().flatten()
         everyone = len(present) == gramians_NTT.shape[-1]
         gramians_NTT = gramians_NTT if everyone else gramians_NTT[:, present][:, :, present]
-        weights_NT = self._weights(keys, gramians_NTT, self.num_operations if step is None else step)
+        tasks, step = tuple(present.tolist()), self.num_operations if step is None else step
+        weights_NT = self._weights(keys, gramians_NTT, step, tasks)
         weights_NS = weights_NT.repeat_interleave(2, dim=1) if self.rule.needs_halves else weights_NT
         weights_of = dict(zip(keys, weights_NS, strict=True))
         for key, gradients in found.items():
@@ -187,13 +188,13 @@ class Surgeon:
             combined = gradients.sum(0).to(parameter.dtype)
             parameter.grad = combined if parameter.grad is None else parameter.grad + combined
         self.num_operations += 1
-        return Operation(keys, tuple(present.tolist()), gramians_NTT, weights_NT)
+        return Operation(keys, tasks, gramians_NTT, weights_NT)
 
-    def _weights(self, keys: tuple[Key, ...], gramians_NTT: Tensor, step: int) -> Tensor:
-        if gramians_NTT.shape[-1] == 0:
+    def _weights(self, keys: tuple[Key, ...], gramians_NTT: Tensor, step: int, present: Tasks) -> Tensor:
+        if not present:
             # No task has a gradient: all factors are behind zeros, as MultiLoRA's are behind its scales at the start.
             return gramians_NTT.sum(-1)
-        weights = self.rule.weights(self._grouped(keys, gramians_NTT), step)
+        weights = self.rule.weights(self._grouped(keys, gramians_NTT), step, present)
         return weights[self._groups(keys)]
 
     def _groups(self, keys: tuple[Key, ...]) -> list[int]:

@@ -111,3 +111,35 @@ def test_the_zoo_leaves_a_step_that_is_not_finite_to_the_plain_sum(name: str) ->
     gramians_NTT = torch.eye(3).repeat(2, 1, 1)
     gramians_NTT[1, 0, 0] = torch.nan
     assert torch.equal(TorchJD(name).weights(gramians_NTT, step=0), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_the_zoo_remembers_tasks_by_their_numbers(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients_TP = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+
+    def weigh(rule: Rule, present: tuple[int, ...], step: int) -> Tensor:
+        some_TP = gradients_TP[list(present)] + 0.1 * step
+        return rule.weights((some_TP @ some_TP.t())[None], step, present)
+
+    steps = [(0, 1, 2), (1, 2), (0, 1, 2), (0, 1), (1, 2)]
+    together = TorchJD(name)
+    found = [weigh(together, present, step) for step, present in enumerate(steps)]
+    for wanted in set(steps):
+        alone = TorchJD(name)
+        for step, present in enumerate(steps):
+            if present == wanted:
+                assert torch.equal(weigh(alone, present, step), found[step])
+
+
+def test_what_the_zoo_draws_depends_on_the_step_alone() -> None:
+    gramian = (SECOND @ SECOND.t())[None]
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        rule, before = TorchJD("gradvac"), torch.get_rng_state()
+        found.append(torch.cat([rule.weights(gramian, step) for step in range(5)]))
+        assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*found)
+    other = TorchJD("gradvac")
+    assert not torch.equal(torch.cat([other.weights(gramian, step) for step in range(7, 12)]), found[0])
