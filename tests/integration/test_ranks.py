@@ -44,6 +44,7 @@ def assert_ranks_change_nothing(tmp_path: Path, *what: str) -> None:
         pytest.param("multilora", "ortho_lora", marks=pytest.mark.slow),
         pytest.param("hydralora", "significant", marks=pytest.mark.slow),
         pytest.param("mixlora", "ortho_lora", marks=pytest.mark.slow),
+        pytest.param("mor1e", "none", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_equal_one_process(method: str, rule: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 import lorachord as lc
+from lorachord.core.ranks import from_first
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.surgery.balance import make_balance
@@ -25,11 +26,12 @@ from tests.tiny_data import own, rows, task_of, tokenizer
 from tests.tiny_models import perturb, tiny
 
 TASKS = tuple(task_of(fields) for fields in own("colour", "size", "number", "choice"))
-OPTIONS = {
+OPTIONS: dict[str, dict[str, float]] = {
     # Weights large enough to see: what is a mean over all ranks' rows is not the mean of the ranks' means.
     "mosld": {"num_experts": 4, "balance": 2.0, "z": 0.5},
     "moelora": {"num_experts": 4, "balance": 2.0, "contrastive": 2.0},
     "mode": {"balance": 2.0},
+    "mor1e": {"r1": 2, "r2": 3},
 }
 BATCH = 6
 """Rows of a global batch of four tasks: some tasks are absent from a batch, and more from a rank's share of it."""
@@ -42,7 +44,9 @@ def main(out: str, method: str, rule: str, name: str = "equal", placing: str = "
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
-    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], r=4, **OPTIONS.get(method, {}))
+    options = OPTIONS.get(method, {})
+    rank = {} if "r1" in options else {"r": 4}
+    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], **rank, **options)
     # Only the first rank's values count.
     perturb(model, 0.1, seed=2 + int(os.environ.get("RANK", "0")))
     for module in model.modules():
@@ -78,6 +82,7 @@ def main(out: str, method: str, rule: str, name: str = "equal", placing: str = "
         balance=balance,
     )
     trainer.train()
+    assert from_first(args.process_index) == 0
     assert is_sharded(trainer.model) == (placing == "sharded" and args.world_size > 1)
     found = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     state = balance.state_dict().items()

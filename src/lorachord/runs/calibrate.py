@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorachord.calibration import calibrate
 from lorachord.core.calibrated import Calibrated, FromInputs
+from lorachord.core.ranks import from_first
 from lorachord.core.registry import all_methods
 from lorachord.data.mixture import Rows
 from lorachord.runs.arguments import ranks
@@ -60,7 +61,7 @@ def calibration_of(
     # A step on gradients takes two batches of every task, and is as large as one in training.
     on_inputs = issubclass(method, FromInputs)
     size = recipe.evaluation.batch_size if on_inputs else max(1, recipe.training.batch_size // (2 * len(names)))
-    return calibrate(
+    made = calibrate(
         base,
         method.method,
         tasks=names,
@@ -73,6 +74,8 @@ def calibration_of(
         loss=partial(_loss, batches, data.variances),
         **options,
     )
+    # Ranks are shapes: they must not differ by a rounding.
+    return from_first(made)
 
 
 def _batches(

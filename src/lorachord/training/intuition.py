@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lorachord.core.ranks import from_first
 from lorachord.data.mixture import Rows
 from lorachord.models.load import load_encoder
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
@@ -95,7 +96,7 @@ def with_intuition(
     )
     if encoder_of(model) is not None and not has_centroids(model):
         embeddings = [embedding for rows in train_data if isinstance(rows, Embedded) for embedding in rows.embeddings]
-        fit_intuition(model, torch.cat(embeddings).float(), seed=seed)
+        fit_intuition(model, from_first(torch.cat(embeddings)).float(), seed=seed)
     return train_data, eval_data
 
 
