@@ -28,9 +28,9 @@ from tests.tiny_models import perturb, tiny
 TASKS = tuple(task_of(fields) for fields in own("colour", "size", "number", "choice"))
 OPTIONS: dict[str, dict[str, float]] = {
     # Weights large enough to see: what is a mean over all ranks' rows is not the mean of the ranks' means.
-    "mosld": {"num_experts": 4, "balance": 2.0, "z": 0.5},
-    "moelora": {"num_experts": 4, "balance": 2.0, "contrastive": 2.0},
-    "mode": {"balance": 2.0},
+    "mosld": {"r": 4, "num_experts": 4, "balance": 2.0, "z": 0.5},
+    "moelora": {"r": 4, "num_experts": 4, "balance": 2.0, "contrastive": 2.0},
+    "mode": {"r": 4, "balance": 2.0},
     "mor1e": {"r1": 2, "r2": 3},
 }
 BATCH = 6
@@ -44,9 +44,7 @@ def main(out: str, method: str, rule: str, name: str = "equal", placing: str = "
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
-    options = OPTIONS.get(method, {})
-    rank = {} if "r1" in options else {"r": 4}
-    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], **rank, **options)
+    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], **OPTIONS.get(method, {"r": 4}))
     # Only the first rank's values count.
     perturb(model, 0.1, seed=2 + int(os.environ.get("RANK", "0")))
     for module in model.modules():
