@@ -62,6 +62,15 @@ class Rounds:
         """Median over rounds of `case`'s time divided by `baseline`'s in the same round."""
         return median(a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True))
 
+    @classmethod
+    def pooled(cls, parts: Iterable[Rounds]) -> Rounds:
+        """All rounds of several timings of the same cases."""
+        pooled: dict[str, list[float]] = {}
+        for part in parts:
+            for name, seconds in part.seconds.items():
+                pooled.setdefault(name, []).extend(seconds)
+        return cls(pooled)
+
 
 def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: int = 1, seed: int = 0) -> Rounds:
     """Time steps against each other.

@@ -6,7 +6,8 @@ Two random models, fed by embeddings that require gradients, so that even a froz
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side.
+ratio of two things measured side by side, the median over the rounds of several builds: where the tensors of a model
+come to lie in memory makes up to .1 of a ratio, in either direction.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA with its contrastive loss, whose cost
@@ -22,7 +23,7 @@ ratio of two things measured side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,10 +33,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Step, interleave, parse_options, report
+from harness import Options, Result, Rounds, Step, interleave, parse_options, report
 from loops import LOOPS, Loop
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
+
+Models = dict[str, nn.Module]
 
 TASKS = ("a", "b", "c", "d")
 NUM_SAMPLES = 16
@@ -114,6 +117,12 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
+    def beside_peft(self, case: str, loops: Mapping[str, type[Loop]]) -> Models:
+        """`ours`, `peft` with a LoRA of the same width, and the loops."""
+        ours = self.ours(case)
+        peft = lc.attach(self.build(), "peft_lora", r=width_of(ours))
+        return {"peft": peft, "ours": ours, **{name: self.loop(ours, layer) for name, layer in loops.items()}}
+
     def loop(self, ours: nn.Module, layer_type: type[Loop]) -> nn.Module:
         """A model with `ours`' weights in layers of another type, checked to compute the same."""
         model = self.build().requires_grad_(False)
@@ -168,6 +177,12 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     return [adapter for layer in model.modules() if isinstance(layer, LorachordLinear) for adapter in layer.active()]
 
 
+def width_of(model: nn.Module) -> int:
+    """The rank of the plain LoRA that an adapted model is compared with."""
+    adapter = adapters_of(model)[0]
+    return max(len(adapter.down_weight()), adapter.up_weight().shape[1])
+
+
 def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the distinct storages, other than parameters', that a forward pass keeps for its backward pass."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -194,38 +209,40 @@ def benchmark(work: Workload, options: Options) -> Iterator[Result]:
     left_out = (
         (*WITHOUT_BOUND, "mixlora (frozen hash)", "mtl_lora (8 ups)", "mode (8 experts)") if options.quick else ()
     )
-    ours = {case: work.ours(case) for case in CASES if case not in left_out}
-    first = {case: adapters_of(model)[0] for case, model in ours.items()}
-    widths = {case: max(len(adapter.down_weight()), adapter.up_weight().shape[1]) for case, adapter in first.items()}
-    for r in sorted(set(widths.values())):
-        # One group of steps that take turns: PEFT's LoRA of this rank, our methods, and their loops.
-        against, baseline = f"PEFT LoRA r {r}", lc.attach(work.build(), "peft_lora", r=r)
-        cases = [case for case in ours if widths[case] == r]
+    builds = 2 if options.quick else 3
+
+    def timed(build: Callable[[], Models], *, optimise: bool = True) -> tuple[Rounds, Models]:
+        """The rounds of all builds, and the last."""
+        parts = []
+        for seed in range(builds):
+            models = build()
+            steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
+            parts.append(interleave(steps, num_pairs=6, seed=seed))
+        return Rounds.pooled(parts), models
+
+    for case in CASES:
+        if case in left_out:
+            continue
         loops = {
-            (name, case): work.loop(ours[case], layer_type)
-            for case in cases
+            name: layer_type
             for name, layer_type in LOOPS.get(case, {}).items()
             if not options.quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
         }
-        models = {against: baseline, **{case: ours[case] for case in cases}}
-        models |= {f"{name} / {case}": model for (name, case), model in loops.items()}
-        rounds = interleave({name: work.step_of(model) for name, model in models.items()})
-        for case in cases:
-            yield Result(
-                f"step: {case} / {against}", rounds.ratio(case, against), bound=None if case in WITHOUT_BOUND else 1.10
-            )
-            size = saved_bytes(work, ours[case]) / saved_bytes(work, baseline)
-            yield Result(f"saved: {case} / {against}", size)
-        for (name, case), model in loops.items():
-            row = f"{name} / {case}"
+        against = f"PEFT LoRA r {width_of(work.ours(case))}"
+        rounds, models = timed(lambda case=case, loops=loops: work.beside_peft(case, loops))
+        bound = None if case in WITHOUT_BOUND else 1.10
+        sizes = {name: saved_bytes(work, model) for name, model in models.items()}
+        yield Result(f"step: {case} / {against}", rounds.ratio("ours", "peft"), bound=bound)
+        yield Result(f"saved: {case} / {against}", sizes["ours"] / sizes["peft"])
+        for name in loops:
             bound = 2.0 if name == "loop" else None
-            yield Result(row, rounds.ratio(row, case), bound=bound, better="higher")
-            yield Result(f"saved: {case} / {name}", saved_bytes(work, ours[case]) / saved_bytes(work, model))
-    frozen, peft = work.build().requires_grad_(False), lc.attach(work.build(), "peft_lora", r=8)
-    models = {"frozen": frozen, "PEFT LoRA r 8": peft, "lora": ours["lora"]}
-    rounds = interleave({name: work.step_of(model, optimise=False) for name, model in models.items()})
-    for case in ("PEFT LoRA r 8", "lora"):
-        yield Result(f"limit: {case} / frozen", rounds.ratio(case, "frozen"))
+            yield Result(f"{name} / {case}", rounds.ratio(name, "ours"), bound=bound, better="higher")
+            yield Result(f"saved: {case} / {name}", sizes["ours"] / sizes[name])
+    rounds, _ = timed(
+        lambda: {"frozen": work.build().requires_grad_(False), **work.beside_peft("lora", {})}, optimise=False
+    )
+    yield Result("limit: PEFT LoRA r 8 / frozen", rounds.ratio("peft", "frozen"))
+    yield Result("limit: lora / frozen", rounds.ratio("ours", "frozen"))
 
 
 def main() -> int:
