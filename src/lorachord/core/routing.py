@@ -191,7 +191,7 @@ class _Route(torch.autograd.Function):
             chosen_EGN = torch.zeros_like(probs_EGN).scatter_(0, probs_EGN.topk(top_k or 1, dim=0).indices, 1.0)
         if top_k is not None:
             gates_EGN = probs_EGN * chosen_EGN
-            gates_EGN = gates_EGN / gates_EGN.sum(0)
+            gates_EGN.div_(gates_EGN.sum(0))
 
         loss: Tensor | None = None
         load_EG = lse_GN = ctx.price_EG = None
@@ -224,18 +224,25 @@ class _Route(torch.autograd.Function):
         num_experts, groups, num_rows = gates_EGN.shape
         h_XGPN = rows_last(h_BLR).view(ctx.num_blocks, groups, -1, num_rows)
         grad_EGPN = rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
-        grad_h_XGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
-        grad_h_XGPN = grad_h_XGPN.sum(0) if ctx.num_blocks == 1 else grad_h_XGPN
+        gated_EGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
+        if ctx.num_blocks == 1:
+            grad_h_XGPN, slope_EGPN = gated_EGPN.sum(0), gated_EGPN.mul_(h_XGPN)
+        else:
+            grad_h_XGPN, slope_EGPN = gated_EGPN, gated_EGPN * h_XGPN
+        # Of blocks of one row there is nothing to sum. From here on in place: the slope becomes the gradient.
+        slope_EGN = slope_EGPN.squeeze(2) if h_XGPN.shape[2] == 1 else slope_EGPN.sum(2)
+        grad_EGN = slope_EGN.to(gates_EGN.dtype)
         # The derivative of a softmax, which renormalised top-k gates are too: over the chosen logits alone.
-        grad_EGN = gates_EGN * (grad_EGPN * h_XGPN).sum(2)
-        grad_EGN = grad_EGN - gates_EGN * grad_EGN.sum(0)
+        grad_EGN.addcmul_(gates_EGN, grad_EGN.sum(0), value=-1)
         if ctx.price_EG is not None:
-            slope_EGN = probs_EGN * ctx.price_EG.unsqueeze(-1)
+            slope_EGN = probs_EGN * (grad_loss * ctx.price_EG).unsqueeze(-1)
+            if mask_N is not None:
+                slope_EGN.mul_(mask_N)
             cost_GN = slope_EGN.sum(0)
             if lse_GN is not None:
-                cost_GN = cost_GN - 2 * ctx.pull * lse_GN
-            slope_EGN = slope_EGN - probs_EGN * cost_GN
-            grad_EGN = torch.addcmul(grad_EGN, slope_EGN if mask_N is None else slope_EGN * mask_N, grad_loss)
+                pull_GN = lse_GN if mask_N is None else lse_GN * mask_N
+                cost_GN = cost_GN - 2 * ctx.pull * grad_loss * pull_GN
+            grad_EGN.add_(slope_EGN).addcmul_(probs_EGN, cost_GN, value=-1)
         grad_logits = grad_EGN.to(ctx.dtype).flatten(0, 1).t().view(*h_BLR.shape[:2], -1)
         grad_h = grad_h_XGPN.reshape(-1, num_rows).t().view_as(h_BLR)
         return grad_h, grad_logits, None, None, None, None, None, None
