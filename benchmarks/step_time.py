@@ -6,8 +6,8 @@ Two random models, fed by embeddings that require gradients, so that even a froz
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side, the median over the rounds of several builds: where the tensors of a model
-come to lie in memory makes up to .1 of a ratio, in either direction.
+ratio of two things measured side by side, the median over the rounds of three builds (with `--quick` one): where the
+tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA with its contrastive loss, whose cost
@@ -17,15 +17,18 @@ come to lie in memory makes up to .1 of a ratio, in either direction.
   each expert, and so do the loops here; `A once` shows what is left without that. MTL-LoRA's release has no loop (it
   mixes the up-projections, and copies the mixture for each sample): `released`.
 - `saved`: bytes that a forward pass keeps for the backward pass, parameters not counted; ours over the other.
+- `calibration`: what comes before training with 500 samples a task, as a number of steps of PEFT's LoRA, timed once:
+  ThanoRA's ranks and start, Allot's warm-up of 60 steps, MoR1E's embeddings and clusters. Not with `--quick`.
 - `limit`: forward and backward alone, over those of the frozen model to its inputs. Nothing can be below 1; the target
   is 1.10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,12 +120,6 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def beside_peft(self, case: str, loops: Mapping[str, type[Loop]]) -> Models:
-        """`ours`, `peft` with a LoRA of the same width, and the loops."""
-        ours = self.ours(case)
-        peft = lc.attach(self.build(), "peft_lora", r=width_of(ours))
-        return {"peft": peft, "ours": ours, **{name: self.loop(ours, layer) for name, layer in loops.items()}}
-
     def loop(self, ours: nn.Module, layer_type: type[Loop]) -> nn.Module:
         """A model with `ours`' weights in layers of another type, checked to compute the same."""
         model = self.build().requires_grad_(False)
@@ -142,6 +139,15 @@ class Workload:
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of prompts; the first are those of the batch."""
         return torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
+    def batches(self, num_samples: int, batch_size: int) -> list[dict[str, Tensor]]:
+        """Inputs as wide and as long as the batch's, of other texts."""
+        samples_BLD = torch.randn(num_samples, *self.embeddings_BLD.shape[1:])
+        return [{"inputs_embeds": batch_BLD} for batch_BLD in samples_BLD.split(batch_size)]
+
+    def loss_of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        output_BLV: Tensor = model(**batch)[0]
+        return (output_BLV * self.weight_BLV[: len(output_BLV)]).sum()
 
     def forward_of(self, model: nn.Module) -> Callable[[], Tensor]:
         adapters = adapters_of(model)
@@ -204,45 +210,86 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
     return saved_bytes_of(model, work.forward_of(model))
 
 
+def timed(work: Workload, build: Callable[[], Models], quick: bool, *, optimise: bool = True) -> tuple[Rounds, Models]:
+    """The rounds of all builds, and the models of the last."""
+    num_builds, num_pairs = (1, 15) if quick else (3, 6)
+    parts = []
+    for seed in range(num_builds):
+        models = build()
+        steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
+        parts.append(interleave(steps, num_pairs=num_pairs, seed=seed))
+    return Rounds.pooled(parts), models
+
+
+def beside_peft(work: Workload, r: int, cases: Sequence[str], quick: bool) -> Iterator[Result]:
+    """The cases whose factors are r wide, and their loops, which all take turns with one LoRA of PEFT's."""
+    against = f"PEFT LoRA r {r}"
+    loops = {
+        f"{name} / {case}": (case, layer_type)
+        for case in cases
+        for name, layer_type in LOOPS.get(case, {}).items()
+        if not quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
+    }
+
+    def build() -> Models:
+        ours = {case: work.ours(case) for case in cases}
+        slow = {row: work.loop(ours[case], layer_type) for row, (case, layer_type) in loops.items()}
+        return {against: lc.attach(work.build(), "peft_lora", r=r), **ours, **slow}
+
+    rounds, models = timed(work, build, quick)
+    sizes = {name: saved_bytes(work, model) for name, model in models.items()}
+    for case in cases:
+        bound = None if case in WITHOUT_BOUND else 1.10
+        yield Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=bound)
+        yield Result(f"saved: {case} / {against}", sizes[case] / sizes[against])
+    for row, (case, _) in loops.items():
+        name = row.removesuffix(f" / {case}")
+        yield Result(row, rounds.ratio(row, case), bound=2.0 if name == "loop" else None, better="higher")
+        yield Result(f"saved: {case} / {name}", sizes[case] / sizes[row])
+
+
+def calibrations(work: Workload) -> Iterator[Result]:
+    """What comes before training, in steps of PEFT's LoRA."""
+    inputs = {task: work.batches(500, NUM_SAMPLES) for task in TASKS}
+    # Two of each task are as large as a batch of training.
+    halves = {task: work.batches(500, NUM_SAMPLES // (2 * len(TASKS))) for task in TASKS}
+    clustered = lc.attach(work.build(), "mor1e", tasks=TASKS)
+    calls: dict[str, Step] = {
+        "thanora": partial(lc.calibrate, work.build(), "thanora", tasks=TASKS, batches=inputs),
+        "allot": partial(lc.calibrate, work.build(), "allot", tasks=TASKS, batches=halves, loss=work.loss_of),
+        "mor1e": partial(lc.fit_intuition, clustered, [batch for own in inputs.values() for batch in own]),
+    }
+    step = work.step_of(lc.attach(work.build(), "peft_lora", r=8))
+    ten: dict[str, Step] = {"ten steps": lambda: [step() for _ in range(10)]}
+    rounds = interleave(ten | calls, num_pairs=1, num_warmup=0)
+    for method in calls:
+        yield Result(f"calibration: {method}", 10 * rounds.ratio(method, "ten steps"), unit="steps")
+
+
+def limits(work: Workload, quick: bool) -> Iterator[Result]:
+    def build() -> Models:
+        peft = lc.attach(work.build(), "peft_lora", r=8)
+        return {"frozen": work.build().requires_grad_(False), "PEFT LoRA r 8": peft, "lora": work.ours("lora")}
+
+    rounds, models = timed(work, build, quick, optimise=False)
+    for name in [*models][1:]:
+        yield Result(f"limit: {name} / frozen", rounds.ratio(name, "frozen"))
+
+
 def benchmark(work: Workload, options: Options) -> Iterator[Result]:
     # A quick run leaves out what has no bound or hardly differs from another, and all loops but one.
     left_out = (
         (*WITHOUT_BOUND, "mixlora (frozen hash)", "mtl_lora (8 ups)", "mode (8 experts)") if options.quick else ()
     )
-    builds = 2 if options.quick else 3
-
-    def timed(build: Callable[[], Models], *, optimise: bool = True) -> tuple[Rounds, Models]:
-        """The rounds of all builds, and the last."""
-        parts = []
-        for seed in range(builds):
-            models = build()
-            steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
-            parts.append(interleave(steps, num_pairs=6, seed=seed))
-        return Rounds.pooled(parts), models
-
+    cases_by_width: dict[int, list[str]] = {}
     for case in CASES:
-        if case in left_out:
-            continue
-        loops = {
-            name: layer_type
-            for name, layer_type in LOOPS.get(case, {}).items()
-            if not options.quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
-        }
-        against = f"PEFT LoRA r {width_of(work.ours(case))}"
-        rounds, models = timed(lambda case=case, loops=loops: work.beside_peft(case, loops))
-        bound = None if case in WITHOUT_BOUND else 1.10
-        sizes = {name: saved_bytes(work, model) for name, model in models.items()}
-        yield Result(f"step: {case} / {against}", rounds.ratio("ours", "peft"), bound=bound)
-        yield Result(f"saved: {case} / {against}", sizes["ours"] / sizes["peft"])
-        for name in loops:
-            bound = 2.0 if name == "loop" else None
-            yield Result(f"{name} / {case}", rounds.ratio(name, "ours"), bound=bound, better="higher")
-            yield Result(f"saved: {case} / {name}", sizes["ours"] / sizes[name])
-    rounds, _ = timed(
-        lambda: {"frozen": work.build().requires_grad_(False), **work.beside_peft("lora", {})}, optimise=False
-    )
-    yield Result("limit: PEFT LoRA r 8 / frozen", rounds.ratio("peft", "frozen"))
-    yield Result("limit: lora / frozen", rounds.ratio("ours", "frozen"))
+        if case not in left_out:
+            cases_by_width.setdefault(width_of(work.ours(case)), []).append(case)
+    for r, cases in sorted(cases_by_width.items()):
+        yield from beside_peft(work, r, cases, options.quick)
+    if not options.quick:
+        yield from calibrations(work)
+    yield from limits(work, options.quick)
 
 
 def main() -> int:
