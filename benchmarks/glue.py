@@ -59,11 +59,11 @@ ROWS = {
     "mode": Row("mode", {"r": 7, "num_experts": 4}),
     "malora": Row("malora", {"r": 48, "num_experts": 3, "expert_rank": 4}),
     "moelora": Row("moelora", {"r": 6, "num_experts": 5}),
-    "mixlora": Row("mixlora", {"r": 4, "num_experts": 8}),
+    "mixlora": Row("mixlora", {"r": 4, "num_experts": 8, "alpha": 16.0}),
     "mor1e": Row("mor1e", {"r1": 4, "r2": 12}),
     "thanora": Row("thanora", {"r": 32}),
-    "allot": Row("allot", {"r": 31, "num_ups": 1}),
-    "allot (random)": Row("allot", {"r": 31, "num_ups": 1, "choose": "random"}),
+    "allot": Row("allot", {"r": 32, "num_ups": 1}),
+    "allot (random)": Row("allot", {"r": 32, "num_ups": 1, "choose": "random"}),
 }
 
 

@@ -47,7 +47,8 @@ class MixLoRA(PromptLevel):
         """
         Args:
             r: how many pairs of factors a prompt chooses. Default 4; per layer.
-            alpha: numerator of the scale. Default 32, twice the default number of factors; per layer.
+            alpha: numerator of the scale; in the paper twice `num_experts`, which it does not follow. Default 32; per
+                layer.
             num_experts: E, the factors in each pool. Default 16; per layer.
             selection: `scored` (default), or `frozen_hash`, as in the authors' code.
         """
