@@ -96,12 +96,7 @@ class _RowsLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_probe = None
         if needs_x:
-            # In the layout of x: a core that has made it column by column goes on so.
-            if x_NI.stride(0) == 1:
-                grad_NI = _scaled(weight_OI.t(), grad_NO.t(), ctx.scale).t()
-            else:
-                grad_NI = _matmul(grad_NO, weight_OI, ctx.scale)
-            grad_x = grad_NI.view(x.shape)
+            grad_x = _matmul(grad_NO, weight_OI, ctx.scale).view(x.shape)
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
@@ -111,9 +106,9 @@ class _RowsLinear(torch.autograd.Function):
 
 
 class _StackedLinear(torch.autograd.Function):
-    """`x W^T` of two weights stacked as one, each with an output of its own, laid out column by column.
+    """`x W^T` of two weights stacked as one, each with an output of its own.
 
-    That is the layout in which cores gate, and in it the outputs' gradients are put together again without a copy that
+    Cores hand back gradients that are laid out column by column, and in here these are put together without a copy that
     transposes: as operations of autograd's own, split and cat cost a third of the product.
     """
 
@@ -125,8 +120,8 @@ class _StackedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight_OI)
         ctx.sizes = [len(first_OI), len(second_OI)]
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
-        y_ON = weight_OI @ x.reshape(-1, x.shape[-1]).t()
-        return tuple(part_ON.t().view(*x.shape[:-1], -1) for part_ON in y_ON.split(ctx.sizes))
+        y_NO = _matmul(x.reshape(-1, x.shape[-1]), weight_OI.t())
+        return tuple(part_NO.view(*x.shape[:-1], -1) for part_NO in y_NO.split(ctx.sizes, dim=1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,7 +134,8 @@ class _StackedLinear(torch.autograd.Function):
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
         elif needs_first or needs_second:
-            grad_first, grad_second = _matmul(grad_NO.t(), x_NI).split(ctx.sizes)
+            # Transposed and laid out anew, it is still faster than with the few columns of the gradient first.
+            grad_first, grad_second = _matmul(x_NI.t(), grad_NO).t().contiguous().split(ctx.sizes)
         return grad_x, grad_first, grad_second, grad_probe, None
 
 
