@@ -17,8 +17,9 @@ def test_the_mean_over_a_prompt_is_in_float32_under_autocast() -> None:
 
 def test_pairs_are_chosen_in_the_means_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
-    mean, router = torch.randn(3, 16, generator=generator), torch.randn(1, 8, 16, generator=generator)
-    pairs = torch.softmax(torch.randn(1, 4, 2, 4, generator=generator), dim=-1)
-    expected = choose_pairs(mean, router, pairs, scored=True)
+    mean, router = torch.randn(3, 16, generator=generator), torch.randn(8, 16, generator=generator)
+    pairs = torch.softmax(torch.randn(4, 2, 4, generator=generator), dim=-1)
+    pool = torch.cat([router.flatten(), pairs.flatten()]).unsqueeze(0)
+    expected = choose_pairs(mean, pool, 4, 2, scored=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(choose_pairs(mean, router, pairs, scored=True), expected)
+        assert torch.equal(choose_pairs(mean, pool, 4, 2, scored=True), expected)

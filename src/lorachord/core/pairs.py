@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def choose_pairs(mean_BD: Tensor, router_BFD: Tensor, pairs_BERE: Tensor, *, scored: bool) -> Tensor:
+def choose_pairs(mean_BD: Tensor, pool_BX: Tensor, num_experts: int, r: int, *, scored: bool) -> Tensor:
     """The matrix (B, E, E) with c_k at (s_A(k), s_B(k)) and 0 elsewhere.
 
         p_A = softmax(W_A m),                              s_A the R most probable, in falling order
@@ -25,64 +25,61 @@ def choose_pairs(mean_BD: Tensor, router_BFD: Tensor, pairs_BERE: Tensor, *, sco
 
     Args:
         mean_BD: m.
-        router_BFD: (1, F, D), or B times the same.
-        pairs_BERE: (1, E, R, E), or B times the same.
+        pool_BX: W_A above W_B (F, D), and after them the pairs (E, R, E), end to end: (1, X), or B times the same.
+        num_experts, r: E and R.
         scored: whether the choice has weights, through which alone there is a gradient.
     """
     # In half precision, probabilities would tie.
     with torch.autocast(mean_BD.device.type, enabled=False):
-        matrix_BEE: Tensor = _Choose.apply(
-            mean_BD, *(weights.to(mean_BD.dtype) for weights in (router_BFD, pairs_BERE)), scored
-        )
+        matrix_BEE: Tensor = _Choose.apply(mean_BD, pool_BX.to(mean_BD.dtype), num_experts, r, scored)
     return matrix_BEE
 
 
 class _Choose(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mean_BD: Tensor, router_BFD: Tensor, pairs_BERE: Tensor, scored: bool) -> Tensor:
-        num_samples, (num_experts, r) = len(mean_BD), pairs_BERE.shape[1:3]
-        logits_BF = mean_BD @ router_BFD[0].t()
+    def forward(ctx: Any, mean_BD: Tensor, pool_BX: Tensor, num_experts: int, r: int, scored: bool) -> Tensor:
+        num_samples, d_in = mean_BD.shape
+        router_FD = pool_BX[0, : 2 * num_experts * d_in].view(-1, d_in)
+        pairs_XE = pool_BX[0, 2 * num_experts * d_in :].view(-1, num_experts)
+        logits_BF = mean_BD @ router_FD.t()
         probs_B2E = torch.softmax(logits_BF.unflatten(1, (2, num_experts)), dim=-1)
         of_a_BR, chosen_a_BR = probs_B2E[:, 0].topk(r)
         # Row s_A(i) R + i of the pairs.
         row_BR = torch.add(torch.arange(r, device=mean_BD.device), chosen_a_BR, alpha=r)
-        given_BRE = pairs_BERE[0].flatten(0, 1)[row_BR]
-        of_b_BR, chosen_b_BR = (probs_B2E[:, 1] + given_BRE.sum(1)).topk(r)
+        total_BE = probs_B2E[:, 1] + pairs_XE[row_BR].sum(1)
+        of_b_BR, chosen_b_BR = total_BE.topk(r)
         place_BR = torch.add(chosen_b_BR, chosen_a_BR, alpha=num_experts)
         if scored:
             score_BR = of_a_BR * of_b_BR
-            share_B1 = r / score_BR.sum(1, keepdim=True)
-            weight_BR = score_BR * share_B1
-            chosen_B2R = torch.stack([chosen_a_BR, chosen_b_BR], dim=1)
-            # Of a product, each factor's slope is the other.
-            slope_B2R = torch.stack([of_b_BR, of_a_BR], dim=1) * share_B1.unsqueeze(1)
-            ctx.save_for_backward(mean_BD, router_BFD, probs_B2E, slope_B2R, weight_BR, row_BR, chosen_B2R, place_BR)
-            ctx.pairs_shape = pairs_BERE.shape
+            weight_BR = score_BR * (r / score_BR.sum(1, keepdim=True))
         else:
             weight_BR = torch.ones_like(of_a_BR)
-        matrix_BF = weight_BR.new_zeros(num_samples, num_experts**2).scatter_(1, place_BR, weight_BR)
+        matrix_BEE = weight_BR.new_zeros(num_samples, num_experts**2).scatter_(1, place_BR, weight_BR)
+        matrix_BEE = matrix_BEE.view(num_samples, num_experts, num_experts)
+        if scored:
+            ctx.save_for_backward(mean_BD, router_FD, probs_B2E, total_BE, row_BR, matrix_BEE)
+            ctx.num_pairs, ctx.apart = len(pairs_XE), len(pool_BX) > 1
         ctx.scored = scored
-        return matrix_BF.view(num_samples, num_experts, num_experts)
+        return matrix_BEE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BEE: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.scored:
-            return None, None, None, None
-        mean_BD, router_BFD, probs_B2E, slope_B2R, weight_BR, row_BR, chosen_B2R, place_BR = ctx.saved_tensors
-        num_experts = probs_B2E.shape[2]
-        grad_BR = grad_BEE.flatten(1).gather(1, place_BR)
-        grad_BR = grad_BR - (grad_BR * weight_BR).mean(1, keepdim=True)
-        grad_B2E = torch.zeros_like(probs_B2E).scatter(2, chosen_B2R, slope_B2R * grad_BR.unsqueeze(1))
-        # The sum over i gives each chosen row of the pairs what the sum of both gets.
-        given_BRE = grad_B2E[:, 1:].expand(-1, row_BR.shape[1], -1)
-        apart, size = len(router_BFD) > 1, ctx.pairs_shape[1] * ctx.pairs_shape[2]
-        if apart:
-            row_BR = torch.arange(0, size * len(row_BR), size, device=row_BR.device).unsqueeze(1) + row_BR
-        rows_XE = probs_B2E.new_zeros(ctx.pairs_shape[:3].numel(), num_experts)
-        rows_XE = rows_XE.index_add(0, row_BR.flatten(), given_BRE.reshape(-1, num_experts))
-        slope_B2E = probs_B2E * grad_B2E
-        grad_BF = torch.addcmul(slope_B2E, probs_B2E, slope_B2E.sum(-1, keepdim=True), value=-1).flatten(1)
-        grad_router_BFD = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1) if apart else (grad_BF.t() @ mean_BD).unsqueeze(0)
-        grad_mean_BD = grad_BF @ router_BFD[0]
-        return grad_mean_BD, grad_router_BFD, rows_XE.view(ctx.pairs_shape), None
+            return None, None, None, None, None
+        mean_BD, router_FD, probs_B2E, total_BE, row_BR, matrix_BEE = ctx.saved_tensors
+        # c dL/dc less c times the mean over the choice: the slope of the logarithm of q, of p_A or of p_B.
+        slope_BEE = grad_BEE * matrix_BEE
+        slope_BEE.addcmul_(matrix_BEE, slope_BEE.sum((1, 2), keepdim=True), value=-1 / row_BR.shape[1])
+        # What falls on the logits of W_A sums to 0, so that a softmax passes it on as it is.
+        grad_a_BE = slope_BEE.sum(2)
+        grad_total_BE = slope_BEE.sum(1).div_(total_BE.clamp_min(torch.finfo(total_BE.dtype).tiny))
+        slope_b_BE = probs_B2E[:, 1] * grad_total_BE
+        grad_b_BE = slope_b_BE.addcmul(probs_B2E[:, 1], slope_b_BE.sum(1, keepdim=True), value=-1)
+        grad_BF = torch.cat([grad_a_BE, grad_b_BE], dim=1)
+        took_BX = total_BE.new_zeros(len(total_BE), ctx.num_pairs).scatter_(1, row_BR, 1.0)
+        if ctx.apart:
+            parts = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1), took_BX.unsqueeze(2) * grad_total_BE.unsqueeze(1)
+        else:
+            parts = (grad_BF.t() @ mean_BD).unsqueeze(0), (took_BX.t() @ grad_total_BE).unsqueeze(0)
+        return grad_BF @ router_FD, torch.cat([part.flatten(1) for part in parts], dim=1), None, None, None

@@ -16,7 +16,6 @@ Shapes: E factors in a pool, r of them chosen; B samples, L rows of one sample; 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, final
 
 import torch
@@ -98,8 +97,11 @@ class MixLoRA(PromptLevel):
             init.kaiming_uniform_(tensor, fan_in=self.layer.d_in)
 
     def core_weight(self) -> Tensor | None:
-        """W_A and W_B, and the probabilities of pairs, end to end."""
-        return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()]) if self.learns else None
+        return self.pool() if self.learns else None
+
+    def pool(self) -> Tensor:
+        """What `choose_pairs` chooses by: W_A and W_B, and the probabilities of pairs, end to end."""
+        return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()])
 
     def pair_probabilities(self) -> Tensor:
         """softmax(a_e W_i) for every factor e and place i: (E, r, E), in at least float32."""
@@ -117,14 +119,7 @@ class MixLoRA(PromptLevel):
         assert x_BLX is not None
         mean_BD = x_BLX.reshape(-1, x_BLX.shape[-1])
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            matrix_BEE = choose_pairs(mean_BD, *self.weights(ctx), scored=self.learns)
+            pool_BX = self.shared_core(ctx) if self.learns else self.pool().unsqueeze(0)
+            matrix_BEE = choose_pairs(mean_BD, pool_BX, self.config.num_experts, self.config.r, scored=self.learns)
         h_BLE = self.by_sample(h_BLR, len(mean_BD))
         return torch.bmm(h_BLE, matrix_BEE.to(h_BLE.dtype))
-
-    def weights(self, ctx: Context) -> tuple[Tensor, Tensor]:
-        """W_A and W_B (1, F, D), and the probabilities of pairs (1, E, r, E); or (B, ...): see `shared_core`."""
-        if not self.learns:
-            return self.router.unsqueeze(0), self.pair_probabilities().unsqueeze(0)
-        shape = (self.config.num_experts, self.config.r, self.config.num_experts)
-        router_BX, pairs_BX = self.shared_core(ctx).split([self.router.numel(), prod(shape)], dim=1)
-        return router_BX.unflatten(1, self.router.shape), pairs_BX.unflatten(1, shape)
