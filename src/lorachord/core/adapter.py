@@ -27,6 +27,11 @@ from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
 
 
+def laid_out(rows: Tensor, leading: tuple[int, ...]) -> Tensor:
+    """Rows (..., X) as (*leading, X); themselves if they are, since even such a view is a node of the graph."""
+    return rows if rows.shape[:-1] == leading else rows.reshape(*leading, rows.shape[-1])
+
+
 class Adapter(AsMatrix):
     """One layer's adapter. A method is one final subclass; this class is never used on its own.
 
@@ -182,9 +187,8 @@ class Adapter(AsMatrix):
             num_samples = self.num_samples(x, ctx)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
             if seen.shape[:-1] == x.shape[:-1]:
-                seen = seen.reshape(*batch, seen.shape[-1])
-            h = self.core(h.reshape(*batch, h.shape[-1]), seen, ctx)
-            h = h.reshape(*x.shape[:-1], h.shape[-1])
+                seen = laid_out(seen, batch)
+            h = laid_out(self.core(laid_out(h, batch), seen, ctx), x.shape[:-1])
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
             # One product adds to the output in place of two passes over it.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from lorachord.core.adapter import Adapter
+from lorachord.core.adapter import Adapter, laid_out
 from lorachord.core.context import Context, Mixing
 
 
@@ -40,7 +40,7 @@ class PromptLevel(Adapter):
                 f"{self.method} chooses for each sample, but {self.layer.name} got {num_rows} rows for {num_samples} "
                 "samples. Leave out layers that see the tokens in another order (exclude_modules)."
             )
-        return rows.reshape(num_samples, num_rows // num_samples, rows.shape[-1])
+        return laid_out(rows, (num_samples, num_rows // num_samples))
 
     @final
     def prompt_mean(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class PromptLevel(Adapter):
             x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
         if ctx.kept is not None:
             ctx.kept[self.layer.name] = mean_BD
-        return x_BLD.view(x.shape), mean_BD
+        return laid_out(x_BLD, x.shape[:-1]), mean_BD
 
 
 class _WithSum(torch.autograd.Function):

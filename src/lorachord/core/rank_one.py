@@ -18,32 +18,41 @@ from lorachord.core.routing import rows_last
 
 
 def gate_rank_one(
-    h_BLR: Tensor, logits_BLC: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosines_BC: Tensor
+    h_BLR: Tensor, logits_BLC: Tensor, share_B1: Tensor, cosines_BC: Tensor, by_token: float, by_prompt: float
 ) -> Tensor:
     """`sum_r h_r G_rs`, (B, L, S), with G a row-major (R, S) matrix, in at least float32:
 
-        G = by_token softmax(logits) + by_prompt cosines
+        G = by_token share softmax(logits) + by_prompt (1 - share) cosines
 
     Args:
         h_BLR, logits_BLC: of each row.
-        by_token_B1, by_prompt_B1: the weights of the two parts, of each sample or one for all: (1, 1).
+        share_B1: of each sample, or one for all: (1, 1).
         cosines_BC: of each sample; without a gradient.
+        by_token, by_prompt: the weights of the two parts.
     """
-    gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, by_token_B1, by_prompt_B1, cosines_BC)
+    gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, share_B1, cosines_BC, by_token, by_prompt)
     return gated_BLS
 
 
 class _RankOne(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h_BLR: Tensor, logits_BLC: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosines_BC: Tensor
+        ctx: Any,
+        h_BLR: Tensor,
+        logits_BLC: Tensor,
+        share_B1: Tensor,
+        cosines_BC: Tensor,
+        by_token: float,
+        by_prompt: float,
     ) -> Tensor:
         wide = torch.promote_types(logits_BLC.dtype, torch.float32)
         softmax_CN = torch.softmax(rows_last(logits_BLC).to(wide), dim=0)
         h_RN = rows_last(h_BLR)
-        weights = [weight.to(wide) for weight in (by_token_B1, by_prompt_B1, cosines_BC)]
+        share_wide_B1, cosines_BC = share_B1.to(wide), cosines_BC.to(wide)
+        weights = by_token * share_wide_B1, by_prompt * (1 - share_wide_B1), cosines_BC
         ctx.save_for_backward(h_RN, softmax_CN, *weights)
-        ctx.batch, ctx.dtypes = h_BLR.shape[:2], [x.dtype for x in (logits_BLC, by_token_B1, by_prompt_B1)]
+        ctx.batch, ctx.dtypes = h_BLR.shape[:2], (logits_BLC.dtype, share_B1.dtype)
+        ctx.by_token, ctx.by_prompt = by_token, by_prompt
         gates_RSN = _gates(softmax_CN, *weights).to(h_RN.dtype).view(len(h_RN), -1, h_RN.shape[1])
         gated_NS: Tensor = (gates_RSN * h_RN.unsqueeze(1)).sum(0).t()
         return gated_NS.view(*ctx.batch, -1)
@@ -59,19 +68,18 @@ class _RankOne(torch.autograd.Function):
         slope_CN = softmax_CN * grad_CN
         slope_N = slope_CN.sum(0)
         grad_logits_CN = (slope_CN - softmax_CN * slope_N) * by_token_B1.expand(num_samples, num_rows).reshape(-1)
-        grad_by_token_B1 = slope_N.view(num_samples, num_rows).sum(1, keepdim=True)
-        grad_CB = grad_CN.view(-1, num_samples, num_rows).sum(2)
-        grad_by_prompt_B1 = (grad_CB * cosines_BC.t()).sum(0).unsqueeze(1)
+        grad_by_token_B = slope_N.view(num_samples, num_rows).sum(1)
+        grad_by_prompt_B = (grad_CN.view(-1, num_samples, num_rows).sum(2) * cosines_BC.t()).sum(0)
+        grad_share_B1 = (ctx.by_token * grad_by_token_B - ctx.by_prompt * grad_by_prompt_B).unsqueeze(1)
         if len(by_token_B1) == 1:
-            grad_by_token_B1, grad_by_prompt_B1 = (
-                x.sum(0, keepdim=True) for x in (grad_by_token_B1, grad_by_prompt_B1)
-            )
-        logits_dtype, token_dtype, prompt_dtype = ctx.dtypes
+            grad_share_B1 = grad_share_B1.sum(0, keepdim=True)
+        logits_dtype, share_dtype = ctx.dtypes
         return (
             grad_h_RN.t().view(num_samples, num_rows, -1),
             grad_logits_CN.to(logits_dtype).t().view(num_samples, num_rows, -1),
-            grad_by_token_B1.to(token_dtype),
-            grad_by_prompt_B1.to(prompt_dtype),
+            grad_share_B1.to(share_dtype),
+            None,
+            None,
             None,
         )
 

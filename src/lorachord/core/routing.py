@@ -210,22 +210,20 @@ class _Route(torch.autograd.Function):
             if lse_GN is not None:
                 ctx.pull = z * num_ranks / groups / num_rows
                 loss = loss + ctx.pull * over_rows(lse_GN.square()).sum()
-        ctx.save_for_backward(h_BLR, gates_EGN, probs_EGN if weights else None, lse_GN, mask_N)
-        ctx.dtype, ctx.num_blocks = logits_BLX.dtype, num_blocks
-        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * rows_last(h_BLR).view(
-            num_blocks, groups, -1, gates_EGN.shape[-1]
-        )
-        return mixed_EGPN.flatten(0, 2).t().view(*h_BLR.shape[:2], -1), loss, load_EG
+        h_XGPN = rows_last(h_BLR).view(num_blocks, groups, -1, gates_EGN.shape[-1])
+        ctx.save_for_backward(h_XGPN, gates_EGN, probs_EGN if weights else None, lse_GN, mask_N)
+        ctx.batch, ctx.dtype = h_BLR.shape[:2], logits_BLX.dtype
+        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * h_XGPN
+        return mixed_EGPN.flatten(0, 2).t().view(*ctx.batch, -1), loss, load_EG
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        h_BLR, gates_EGN, probs_EGN, lse_GN, mask_N = ctx.saved_tensors
-        num_experts, groups, num_rows = gates_EGN.shape
-        h_XGPN = rows_last(h_BLR).view(ctx.num_blocks, groups, -1, num_rows)
+        h_XGPN, gates_EGN, probs_EGN, lse_GN, mask_N = ctx.saved_tensors
+        num_experts, _, num_rows = gates_EGN.shape
         grad_EGPN = rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
         gated_EGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
-        if ctx.num_blocks == 1:
+        if len(h_XGPN) == 1:
             grad_h_XGPN, slope_EGPN = gated_EGPN.sum(0), gated_EGPN.mul_(h_XGPN)
         else:
             grad_h_XGPN, slope_EGPN = gated_EGPN, gated_EGPN * h_XGPN
@@ -243,8 +241,8 @@ class _Route(torch.autograd.Function):
                 pull_GN = lse_GN if mask_N is None else lse_GN * mask_N
                 cost_GN = cost_GN - 2 * ctx.pull * grad_loss * pull_GN
             grad_EGN.add_(slope_EGN).addcmul_(probs_EGN, cost_GN, value=-1)
-        grad_logits = grad_EGN.to(ctx.dtype).flatten(0, 1).t().view(*h_BLR.shape[:2], -1)
-        grad_h = grad_h_XGPN.reshape(-1, num_rows).t().view_as(h_BLR)
+        grad_logits = grad_EGN.to(ctx.dtype).flatten(0, 1).t().view(*ctx.batch, -1)
+        grad_h = grad_h_XGPN.reshape(-1, num_rows).t().view(*ctx.batch, -1)
         return grad_h, grad_logits, None, None, None, None, None, None
 
 

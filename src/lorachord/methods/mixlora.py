@@ -117,7 +117,7 @@ class MixLoRA(PromptLevel):
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        mean_BD = x_BLX.reshape(-1, x_BLX.shape[-1])
+        mean_BD = x_BLX.flatten(0, -2)
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             pool_BX = self.shared_core(ctx) if self.learns else self.pool().unsqueeze(0)
             matrix_BEE = choose_pairs(mean_BD, pool_BX, self.config.num_experts, self.config.r, scored=self.learns)

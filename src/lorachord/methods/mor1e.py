@@ -90,6 +90,5 @@ class MoR1E(PromptLevel):
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
         h_BLR, logits_BLC = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLR, x_BLX))
-        share_B1 = self.shared_core(ctx)
         experts = self.config.r1 * self.config.r2
-        return gate_rank_one(h_BLR, logits_BLC, experts * share_B1, COSINES * (1 - share_B1), ctx.cosines_BC)
+        return gate_rank_one(h_BLR, logits_BLC, self.shared_core(ctx), ctx.cosines_BC, experts, COSINES)
