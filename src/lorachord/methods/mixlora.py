@@ -97,10 +97,10 @@ class MixLoRA(PromptLevel):
             init.kaiming_uniform_(tensor, fan_in=self.layer.d_in)
 
     def core_weight(self) -> Tensor | None:
-        return self.pool() if self.learns else None
+        return self.choosing_weights() if self.learns else None
 
-    def pool(self) -> Tensor:
-        """What `choose_pairs` chooses by: W_A and W_B, and the probabilities of pairs, end to end."""
+    def choosing_weights(self) -> Tensor:
+        """W_A and W_B, and the probabilities of pairs, end to end."""
         return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()])
 
     def pair_probabilities(self) -> Tensor:
@@ -119,7 +119,7 @@ class MixLoRA(PromptLevel):
         assert x_BLX is not None
         mean_BD = x_BLX.flatten(0, -2)
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            pool_BX = self.shared_core(ctx) if self.learns else self.pool().unsqueeze(0)
-            matrix_BEE = choose_pairs(mean_BD, pool_BX, self.config.num_experts, self.config.r, scored=self.learns)
+            weights_BX = self.shared_core(ctx) if self.learns else self.choosing_weights().unsqueeze(0)
+            matrix_BEE = choose_pairs(mean_BD, weights_BX, self.config.num_experts, self.config.r, scored=self.learns)
         h_BLE = self.by_sample(h_BLR, len(mean_BD))
         return torch.bmm(h_BLE, matrix_BEE.to(h_BLE.dtype))
