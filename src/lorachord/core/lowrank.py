@@ -45,7 +45,7 @@ def _scaled(a_NK: Tensor, b_KM: Tensor, scale: float) -> Tensor:
 def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tensor:
     """`scale * g^T x`: (O, I)."""
     if grad_NO.shape[1] < x_NI.shape[1]:
-        # The longer side first is up to a third faster, and laying out the result anew takes a tenth of that.
+        # The result is laid out anew for it, and still steps with rank 16 to 64 were 4 % shorter to 2 % longer with it.
         return _matmul(x_NI.t(), grad_NO, scale).t().contiguous()
     return _matmul(grad_NO.t(), x_NI, scale)
 
