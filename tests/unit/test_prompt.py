@@ -17,25 +17,24 @@ def test_the_mean_over_a_prompt_is_in_float32_under_autocast() -> None:
 
 def test_pairs_are_chosen_in_the_means_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
-    mean, router = torch.randn(3, 16, generator=generator), torch.randn(8, 16, generator=generator)
-    pairs = torch.softmax(torch.randn(4, 2, 4, generator=generator), dim=-1)
-    weights = torch.cat([router.flatten(), pairs.flatten()]).unsqueeze(0)
-    expected = choose_pairs(mean, weights, 4, 2, scored=True)
+    # The mean, W_A and W_B, the W_i of two places, and the pool.
+    given = [torch.randn(rows, 16, generator=generator) for rows in (3, 8, 8, 4)]
+    expected = choose_pairs(*given, None, scored=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(choose_pairs(mean, weights, 4, 2, scored=True), expected)
+        assert torch.equal(choose_pairs(*given, None, scored=True), expected)
 
 
 def test_gradients_of_a_choice_are_finite_where_probabilities_are_zero() -> None:
-    # Three pairs are to be chosen, of factors of which only two have any probability.
-    mean = torch.eye(2, 4, requires_grad=True)
+    # Three pairs are to be chosen, of factors of which only two have any probability; every pair's is 0 or 1.
+    mean, pool = torch.eye(2, 4), torch.eye(4)
     router = torch.zeros(8, 4)
     router[[2, 3, 6, 7]] = -1000.0
-    pairs = torch.eye(4).unsqueeze(1).expand(-1, 3, -1)
-    weights = torch.cat([router.flatten(), pairs.flatten()]).unsqueeze(0).requires_grad_()
-    matrix = choose_pairs(mean, weights, 4, 3, scored=True)
+    pairs = 1000.0 * torch.eye(4).repeat(3, 1)
+    given = [tensor.requires_grad_() for tensor in (mean, router, pairs, pool)]
+    matrix = choose_pairs(*given, None, scored=True)
     matrix.mul(torch.arange(16.0).view(4, 4)).sum().backward()
-    assert mean.grad is not None
-    assert weights.grad is not None
-    assert mean.grad.isfinite().all()
-    assert weights.grad.isfinite().all()
-    assert weights.grad.any()
+    for tensor in given:
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+    assert router.grad is not None
+    assert router.grad.any()

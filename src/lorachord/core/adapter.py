@@ -118,14 +118,17 @@ class Adapter(AsMatrix):
     @final
     def shared_core(self, ctx: Context) -> Tensor:
         """`core_weight()` as `core` must use it: (1, *C), or (B, *C) while gradients per task are collected."""
-        weight_C = self.core_weight()
+        weight_C, probe_BC = self.core_weight(), self.core_probe(ctx)
         assert weight_C is not None, "there is no core_weight"
-        if self.probes is None or not torch.is_grad_enabled():
-            return weight_C.unsqueeze(0)
-        return weight_C.detach() + self.probes.core_of_samples(ctx)
+        return weight_C.unsqueeze(0) if probe_BC is None else weight_C.detach() + probe_BC
+
+    @final
+    def core_probe(self, ctx: Context) -> Tensor | None:
+        """Zeros (B, *C) that receive each sample's gradient of `core_weight()`; None where these are not collected."""
+        return None if self.probes is None or not torch.is_grad_enabled() else self.probes.core_of_samples(ctx)
 
     def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """x for A' (..., D), and what the core is to see of it, for each row (..., X) or else. Default: x for both."""
+        """x for A' (..., D), and what the core is to see of it: x itself, the default, or anything else."""
         return x, x
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
@@ -186,7 +189,7 @@ class Adapter(AsMatrix):
         if type(self).core is not Adapter.core:
             num_samples = self.num_samples(x, ctx)
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
-            if seen.shape[:-1] == x.shape[:-1]:
+            if seen is x or seen is logits:
                 seen = laid_out(seen, batch)
             h = laid_out(self.core(laid_out(h, batch), seen, ctx), x.shape[:-1])
         up_OS = self.up_weight().to(dtype)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.core.precision import without_autocast
 from lorachord.core.ranks import across_ranks
 
 EPSILON = 1e-6
@@ -61,7 +62,7 @@ def contrastive_loss(
         temperature: tau, at least 0.025.
         recording: False in a checkpoint's recompute: None is returned.
     """
-    with torch.autocast(q_BMS.device.type, enabled=False):
+    with without_autocast(q_BMS):
         loss: Tensor | None = _Contrast.apply(q_BMS, gram_BSS, expert_BM, valid_BM, temperature, recording)
     return loss
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.core.precision import without_autocast
+
 EPSILON = 1e-6
 """Added to squared norms: a row of zeros has no direction."""
 
@@ -50,7 +52,7 @@ class _Overlap(torch.autograd.Function):
     def forward(ctx: Any, weight: float, between_RR: Tensor, *rows: Tensor) -> Tensor:
         gram_FRR = between_RR.new_empty(len(rows), *between_RR.shape)
         # Cosines in the parameters' own dtype, whatever the model computes in.
-        with torch.autocast(between_RR.device.type, enabled=False):
+        with without_autocast(between_RR):
             for gram_RR, rows_RX in zip(gram_FRR, rows, strict=True):
                 torch.mm(rows_RX, rows_RX.t(), out=gram_RR)
         inverse_FR = (gram_FRR.diagonal(dim1=1, dim2=2) + EPSILON).rsqrt_()

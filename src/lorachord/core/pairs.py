@@ -1,11 +1,11 @@
 """Choosing pairs of factors from two pools: from the mean of a prompt to the matrix between the factors.
 
 Shapes: B samples, D features; E factors in each pool, R pairs chosen; F = 2 E rows of the router, W_A above W_B;
-P = E R rows of pairs; X numbers of all that is chosen by.
+P = E R pairs of a factor and a place; C = F + P + E rows of all weights.
 
-Background. As in `core/routing.py`: fifty operations on a handful of numbers, so their number is what they cost, and
-one autograd function takes half of it. Where each sample's gradient is wanted apart, the weights come once for each
-sample, B equal ones.
+Background. As in `core/routing.py`: dozens of operations on a handful of numbers, between products that push their code
+out of the caches. So all is one autograd function, and of few kinds of operations: the first of a kind takes several
+times as long as the next.
 """
 
 from __future__ import annotations
@@ -16,51 +16,69 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.core.precision import without_autocast
 
-def choose_pairs(mean_BD: Tensor, weights_BX: Tensor, num_experts: int, r: int, *, scored: bool) -> Tensor:
+
+def choose_pairs(
+    mean_BD: Tensor, router_FD: Tensor, pairs_PD: Tensor, pool_ED: Tensor, probe_BCD: Tensor | None, *, scored: bool
+) -> Tensor:
     """The matrix (B, E, E) with c_k at (s_A(k), s_B(k)) and 0 elsewhere.
 
-        p_A = softmax(W_A m),                              s_A the R most probable, in falling order
-        p_B = softmax(W_B m) + sum_i pairs[s_A(i), i],     s_B the R most probable, in falling order
-        q_k = p_A[s_A(k)] p_B[s_B(k)];                     c_k = R q_k / sum q if `scored`, else 1
+        p_A = softmax(W_A m),                                 s_A the R most probable, in falling order
+        p_B = softmax(W_B m) + sum_i softmax(W_i a_sA(i)),    s_B the R most probable, in falling order
+        q_k = p_A[s_A(k)] p_B[s_B(k)];                        c_k = R q_k / sum q if `scored`, else 1
 
     Args:
         mean_BD: m.
-        weights_BX: W_A above W_B (F, D), and after them the pairs (E, R, E), end to end: (1, X), or B times the same.
-        num_experts, r: E and R.
+        router_FD: W_A above W_B.
+        pairs_PD: the W_i of all R places, one below the other.
+        pool_ED: the a_e.
+        probe_BCD: zeros that receive each sample's gradient of all weights, one below the other, which then get none;
+            None where these are not collected.
         scored: whether the c_k are scores, through which alone there is a gradient.
     """
+    dtype = mean_BD.dtype
+    weights = [weight.to(dtype) for weight in (router_FD, pairs_PD, pool_ED)]
+    if probe_BCD is not None:
+        # As in the kernel's `rows_linear`.
+        weights, probe_BCD = [weight.detach() for weight in weights], probe_BCD.to(dtype)
     # In half precision, probabilities would tie.
-    with torch.autocast(mean_BD.device.type, enabled=False):
-        matrix_BEE: Tensor = _Choose.apply(mean_BD, weights_BX.to(mean_BD.dtype), num_experts, r, scored)
+    with without_autocast(mean_BD):
+        matrix_BEE: Tensor = _Choose.apply(mean_BD, *weights, probe_BCD, scored)
     return matrix_BEE
 
 
 class _Choose(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mean_BD: Tensor, weights_BX: Tensor, num_experts: int, r: int, scored: bool) -> Tensor:
-        num_samples, d_in = mean_BD.shape
-        num_router = 2 * num_experts * d_in
-        router_X, pairs_X = weights_BX[0].split([num_router, weights_BX.shape[1] - num_router])
-        router_FD, pairs_PE = router_X.view(-1, d_in), pairs_X.view(-1, num_experts)
-        logits_B2E = (mean_BD @ router_FD.t()).view(num_samples, 2, num_experts)
-        probs_a_BE, probs_b_BE = torch.softmax(logits_B2E, dim=-1).unbind(1)
+    def forward(
+        ctx: Any,
+        mean_BD: Tensor,
+        router_FD: Tensor,
+        pairs_PD: Tensor,
+        pool_ED: Tensor,
+        probe_BCD: Tensor | None,
+        scored: bool,
+    ) -> Tensor:
+        num_samples, num_experts = len(mean_BD), len(pool_ED)
+        r = len(pairs_PD) // num_experts
+        probs_B2E = torch.softmax((mean_BD @ router_FD.t()).view(num_samples, 2, num_experts), dim=-1)
+        probs_ERE = torch.softmax((pool_ED @ pairs_PD.t()).view(num_experts, r, num_experts), dim=-1)
+        probs_a_BE, probs_b_BE = probs_B2E.unbind(1)
         of_a_BR, chosen_a_BR = probs_a_BE.topk(r)
-        # Row s_A(i) R + i of the pairs.
-        row_BR = torch.add(torch.arange(r, device=mean_BD.device), chosen_a_BR, alpha=r)
-        total_BE = probs_b_BE + pairs_PE[row_BR].sum(1)
+        # The factors that were chosen for A, and in which place: the sum over them is a product.
+        took_BER = mean_BD.new_zeros(num_samples, num_experts, r).scatter_(1, chosen_a_BR.unsqueeze(1), 1.0)
+        total_BE = torch.addmm(probs_b_BE, took_BER.flatten(1), probs_ERE.flatten(0, 1))
         of_b_BR, chosen_b_BR = total_BE.topk(r)
+        weight_BR = of_a_BR * of_b_BR if scored else torch.ones_like(of_a_BR)
+        if scored:
+            weight_BR = weight_BR / weight_BR.mean(1, keepdim=True)
         place_BR = torch.add(chosen_b_BR, chosen_a_BR, alpha=num_experts)
+        matrix_BX = mean_BD.new_zeros(num_samples, num_experts**2).scatter_(1, place_BR, weight_BR)
+        matrix_BEE = matrix_BX.view(num_samples, num_experts, num_experts)
         if scored:
-            score_BR = of_a_BR * of_b_BR
-            weight_BR = score_BR * (r / score_BR.sum(1, keepdim=True))
-        else:
-            weight_BR = torch.ones_like(of_a_BR)
-        matrix_BEE: Tensor = weight_BR.new_zeros(num_samples, num_experts**2).scatter_(1, place_BR, weight_BR)
-        matrix_BEE = matrix_BEE.view(num_samples, num_experts, num_experts)
-        if scored:
-            ctx.save_for_backward(mean_BD, router_FD, probs_b_BE, total_BE, row_BR, matrix_BEE)
-            ctx.num_pairs, ctx.apart = len(pairs_PE), len(weights_BX) > 1
+            weights = mean_BD, router_FD, pairs_PD, pool_ED
+            ctx.save_for_backward(*weights, probs_b_BE, probs_ERE, total_BE, took_BER, matrix_BEE)
+            ctx.apart = probe_BCD is not None
         ctx.scored = scored
         return matrix_BEE
 
@@ -68,20 +86,28 @@ class _Choose(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BEE: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.scored:
-            return None, None, None, None, None
-        mean_BD, router_FD, probs_b_BE, total_BE, row_BR, matrix_BEE = ctx.saved_tensors
+            return None, None, None, None, None, None
+        mean_BD, router_FD, pairs_PD, pool_ED, probs_b_BE, probs_ERE, total_BE, took_BER, matrix_BEE = ctx.saved_tensors
+        r = took_BER.shape[2]
         # c dL/dc less c times the mean over the choice: the slope of the logarithm of q, of p_A or of p_B.
         slope_BEE = grad_BEE * matrix_BEE
-        slope_BEE.addcmul_(matrix_BEE, slope_BEE.sum((1, 2), keepdim=True), value=-1 / row_BR.shape[1])
+        slope_BEE.addcmul_(matrix_BEE, slope_BEE.flatten(1).sum(1).view(-1, 1, 1), value=-1 / r)
+        # Where nothing is chosen the slope is 0; the probability may be, too.
+        grad_total_BE = slope_BEE.sum(1) / (total_BE + torch.finfo(total_BE.dtype).tiny)
         # What falls on the logits of W_A sums to 0, so that a softmax passes it on as it is.
-        grad_a_BE = slope_BEE.sum(2)
-        grad_total_BE = slope_BEE.sum(1).div_(total_BE.clamp_min(torch.finfo(total_BE.dtype).tiny))
-        slope_b_BE = probs_b_BE * grad_total_BE
-        grad_b_BE = slope_b_BE.addcmul(probs_b_BE, slope_b_BE.sum(1, keepdim=True), value=-1)
-        grad_BF = torch.cat([grad_a_BE, grad_b_BE], dim=1)
-        took_BP = total_BE.new_zeros(len(total_BE), ctx.num_pairs).scatter_(1, row_BR, 1.0)
-        if ctx.apart:
-            parts = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1), took_BP.unsqueeze(2) * grad_total_BE.unsqueeze(1)
-        else:
-            parts = (grad_BF.t() @ mean_BD).unsqueeze(0), (took_BP.t() @ grad_total_BE).unsqueeze(0)
-        return grad_BF @ router_FD, torch.cat([part.flatten(1) for part in parts], dim=1), None, None, None
+        grad_BF = torch.cat([slope_BEE.sum(2), _through_softmax(grad_total_BE, probs_b_BE)], dim=1)
+        grad_mean_BD = grad_BF @ router_FD
+        if not ctx.apart:
+            grad_ERE = (took_BER.flatten(1).t() @ grad_total_BE).view(probs_ERE.shape)
+            grad_EP = _through_softmax(grad_ERE, probs_ERE).flatten(1)
+            return grad_mean_BD, grad_BF.t() @ mean_BD, grad_EP.t() @ pool_ED, grad_EP @ pairs_PD, None, None
+        grad_BERE = took_BER.unsqueeze(3) * grad_total_BE[:, None, None]
+        grad_BEP = _through_softmax(grad_BERE, probs_ERE).flatten(2)
+        parts = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1), grad_BEP.mT @ pool_ED, grad_BEP @ pairs_PD
+        return grad_mean_BD, None, None, None, torch.cat(parts, dim=1), None
+
+
+def _through_softmax(grad: Tensor, probs: Tensor) -> Tensor:
+    """The gradient of the logits from that of the probabilities, softmax being over the last axis."""
+    slope = grad * probs
+    return slope.addcmul_(probs, slope.sum(-1, keepdim=True), value=-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorachord.core.adapter import Adapter, laid_out
 from lorachord.core.context import Context, Mixing
+from lorachord.core.precision import without_autocast
 
 
 class PromptLevel(Adapter):
@@ -55,11 +56,13 @@ class PromptLevel(Adapter):
         if ctx.recalled is not None:
             mean_BD = ctx.recalled[self.layer.name]
             return x, mean_BD.repeat_interleave(len(rows_BLD) // len(mean_BD), dim=0)
+        wide = torch.promote_types(x.dtype, torch.float32)
         if mask_BL is None or mask_BL.shape != rows_BLD.shape[:2]:
-            mask_BL = rows_BLD.new_ones(rows_BLD.shape[:2])
-        share_BL = mask_BL.to(torch.promote_types(x.dtype, torch.float32))
-        share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
-        with torch.autocast(x.device.type, enabled=False):
+            share_BL = rows_BLD.new_full(rows_BLD.shape[:2], 1 / max(rows_BLD.shape[1], 1), dtype=wide)
+        else:
+            share_BL = mask_BL.to(wide)
+            share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
+        with without_autocast(x):
             x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
         if ctx.kept is not None:
             ctx.kept[self.layer.name] = mean_BD
@@ -80,4 +83,5 @@ class _WithSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BLD: Tensor, grad_BD: Tensor) -> tuple[Tensor, None]:
         share_BL1 = ctx.saved_tensors[0].unsqueeze(2).to(grad_BLD.dtype)
-        return torch.addcmul(grad_BLD, share_BL1, grad_BD.unsqueeze(1).to(grad_BLD.dtype)), None
+        # In place: the product with A', the rows' only use, has made this gradient for this node alone.
+        return grad_BLD.addcmul_(share_BL1, grad_BD.unsqueeze(1).to(grad_BLD.dtype)), None

@@ -97,29 +97,19 @@ class MixLoRA(PromptLevel):
             init.kaiming_uniform_(tensor, fan_in=self.layer.d_in)
 
     def core_weight(self) -> Tensor | None:
-        return self.choosing_weights() if self.learns else None
-
-    def choosing_weights(self) -> Tensor:
-        """W_A and W_B, and the probabilities of pairs, end to end."""
-        return torch.cat([self.router.flatten(), self.pair_probabilities().flatten()])
-
-    def pair_probabilities(self) -> Tensor:
-        """softmax(a_e W_i) for every factor e and place i: (E, r, E), in at least float32."""
-        logits_ERE = (self.down @ self.router_pairs.t()).unflatten(1, (self.config.r, self.config.num_experts))
-        return torch.softmax(logits_ERE.to(torch.promote_types(logits_ERE.dtype, torch.float32)), dim=-1)
+        return torch.cat([self.router, self.router_pairs, self.down]) if self.learns else None
 
     def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """x, and the matrix (B, E, E) that each prompt has chosen."""
+        weights = self.router, self.router_pairs, self.down
+        if not self.learns:
+            with torch.no_grad():
+                return x, choose_pairs(self.prompt_mean(x, ctx)[1], *weights, None, scored=False)
         # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
-        if self.learns:
-            return self.prompt_mean(x, ctx)
-        with torch.no_grad():
-            return x, self.prompt_mean(x, ctx)[1]
+        x, mean_BD = self.prompt_mean(x, ctx)
+        return x, choose_pairs(mean_BD, *weights, self.core_probe(ctx), scored=True)
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        mean_BD = x_BLX.flatten(0, -2)
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            weights_BX = self.shared_core(ctx) if self.learns else self.choosing_weights().unsqueeze(0)
-            matrix_BEE = choose_pairs(mean_BD, weights_BX, self.config.num_experts, self.config.r, scored=self.learns)
-        h_BLE = self.by_sample(h_BLR, len(mean_BD))
-        return torch.bmm(h_BLE, matrix_BEE.to(h_BLE.dtype))
+        h_BLE = self.by_sample(h_BLR, len(x_BLX))
+        return torch.bmm(h_BLE, x_BLX.to(h_BLE.dtype))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.contrast import contrastive_loss, spread_tokens
+from lorachord.core.precision import without_autocast
 from lorachord.core.registry import register
 from lorachord.core.routed import RoutedAdapter, require_top_k
 from lorachord.core.routing import Router, RouterConfig, mask_of
@@ -76,7 +77,7 @@ class MoELoRA(RoutedAdapter):
         """The Gram matrix of the B_e, of which the contrastive loss is made."""
         if not self.config.contrastive:
             return None
-        with torch.autocast(self.up.device.type, enabled=False):
+        with without_autocast(self.up):
             return self.up.t() @ self.up
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
