@@ -116,8 +116,7 @@ class _RowsLinear(torch.autograd.Function):
 class _StackedLinear(torch.autograd.Function):
     """`x W^T` of two weights stacked as one, each with an output of its own.
 
-    Cores hand back gradients that are laid out column by column, and in here these are put together without a copy that
-    transposes: as operations of autograd's own, split and cat cost a third of the product.
+    As operations of autograd's own, split and cat cost a third of the product.
     """
 
     @staticmethod
@@ -135,7 +134,7 @@ class _StackedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI = ctx.saved_tensors
         x_NI = x.reshape(-1, x.shape[-1])
-        grad_NO = torch.cat([grad.reshape(-1, grad.shape[-1]).t() for grad in grads]).t()
+        grad_NO = torch.cat([grad.reshape(-1, grad.shape[-1]) for grad in grads], dim=1)
         needs_x, needs_first, needs_second, needs_probe = ctx.needs_input_grad[:4]
         grad_x = (grad_NO @ weight_OI).view(x.shape) if needs_x else None
         grad_first = grad_second = grad_probe = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorachord.core.precision import without_autocast
+from lorachord.core.routing import through_softmax
 
 
 def choose_pairs(
@@ -95,19 +96,13 @@ class _Choose(torch.autograd.Function):
         # Where nothing is chosen the slope is 0; the probability may be, too.
         grad_total_BE = slope_BEE.sum(1) / (total_BE + torch.finfo(total_BE.dtype).tiny)
         # What falls on the logits of W_A sums to 0, so that a softmax passes it on as it is.
-        grad_BF = torch.cat([slope_BEE.sum(2), _through_softmax(grad_total_BE, probs_b_BE)], dim=1)
+        grad_BF = torch.cat([slope_BEE.sum(2), through_softmax(grad_total_BE, probs_b_BE, dim=-1)], dim=1)
         grad_mean_BD = grad_BF @ router_FD
         if not ctx.apart:
             grad_ERE = (took_BER.flatten(1).t() @ grad_total_BE).view(probs_ERE.shape)
-            grad_EP = _through_softmax(grad_ERE, probs_ERE).flatten(1)
+            grad_EP = through_softmax(grad_ERE, probs_ERE, dim=-1).flatten(1)
             return grad_mean_BD, grad_BF.t() @ mean_BD, grad_EP.t() @ pool_ED, grad_EP @ pairs_PD, None, None
         grad_BERE = took_BER.unsqueeze(3) * grad_total_BE[:, None, None]
-        grad_BEP = _through_softmax(grad_BERE, probs_ERE).flatten(2)
+        grad_BEP = through_softmax(grad_BERE, probs_ERE.expand_as(grad_BERE), dim=-1).flatten(2)
         parts = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1), grad_BEP.mT @ pool_ED, grad_BEP @ pairs_PD
         return grad_mean_BD, None, None, None, torch.cat(parts, dim=1), None
-
-
-def _through_softmax(grad: Tensor, probs: Tensor) -> Tensor:
-    """The gradient of the logits from that of the probabilities, softmax being over the last axis."""
-    slope = grad * probs
-    return slope.addcmul_(probs, slope.sum(-1, keepdim=True), value=-1)

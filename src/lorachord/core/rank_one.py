@@ -2,8 +2,8 @@
 
 Shapes: B samples, L rows of one sample, N = B * L rows; R inputs, S outputs, C = R S gates.
 
-Background. As in `core/routing.py`: one autograd function, laid out with gates first. A batch of N tiny matrix products
-takes longer than all else that the method adds.
+Background. As in `core/routing.py`: one autograd function. With gates first, (C, N), its loops run over rows; a batch
+of N tiny matrix products takes longer than all else that the method adds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from lorachord.core.routing import rows_last
 
 
 def gate_rank_one(
@@ -46,8 +44,8 @@ class _RankOne(torch.autograd.Function):
         by_prompt: float,
     ) -> Tensor:
         wide = torch.promote_types(logits_BLC.dtype, torch.float32)
-        softmax_CN = torch.softmax(rows_last(logits_BLC).to(wide), dim=0)
-        h_RN = rows_last(h_BLR)
+        softmax_CN = torch.softmax(_rows_last(logits_BLC).to(wide), dim=0)
+        h_RN = _rows_last(h_BLR)
         share_wide_B1, cosines_BC = share_B1.to(wide), cosines_BC.to(wide)
         weights = by_token * share_wide_B1, by_prompt * (1 - share_wide_B1), cosines_BC
         ctx.save_for_backward(h_RN, softmax_CN, *weights)
@@ -61,7 +59,7 @@ class _RankOne(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BLS: Tensor) -> tuple[Tensor | None, ...]:
         h_RN, softmax_CN, by_token_B1, by_prompt_B1, cosines_BC = ctx.saved_tensors
-        grad_SN, (num_samples, num_rows) = rows_last(grad_BLS), ctx.batch
+        grad_SN, (num_samples, num_rows) = _rows_last(grad_BLS), ctx.batch
         gates_RSN = _gates(softmax_CN, by_token_B1, by_prompt_B1, cosines_BC).to(h_RN.dtype)
         grad_h_RN = (gates_RSN.view(len(h_RN), -1, h_RN.shape[1]) * grad_SN).sum(1)
         grad_CN = (h_RN.unsqueeze(1) * grad_SN).flatten(0, 1).to(softmax_CN.dtype)
@@ -88,3 +86,8 @@ def _gates(softmax_CN: Tensor, by_token_B1: Tensor, by_prompt_B1: Tensor, cosine
     """(C, B, L), contiguous."""
     by_token_CBL = softmax_CN.view(len(softmax_CN), len(cosines_BC), -1) * by_token_B1
     return by_token_CBL.add_((by_prompt_B1 * cosines_BC).t().unsqueeze(2))
+
+
+def _rows_last(tensor_BLX: Tensor) -> Tensor:
+    """(X, N), contiguous."""
+    return tensor_BLX.flatten(0, 1).t().contiguous()

@@ -5,8 +5,8 @@ experts, K of them chosen per row; G groups of rank slots, each with gates of it
 
 Background. What a router does to a row is a dozen operations on a handful of numbers, so their number is what it costs:
 as autograd's own they took as long as the factors' products. Here they are one autograd function, and the logits come
-out of the product with A (`Adapter.router_weight`). All is laid out with experts first, (E, G, N): with 8 experts a
-softmax, a sum or a product is then several times faster, since the loops run over rows.
+out of the product with A (`Adapter.router_weight`). All is laid out as the products around it are, (N, E, G): with rows
+last the loops are longer, but transposing to and fro takes what that gains.
 """
 
 from __future__ import annotations
@@ -177,75 +177,72 @@ class _Route(torch.autograd.Function):
         recording: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         wide = torch.promote_types(logits_BLX.dtype, torch.float32)
-        logits_EGN = rows_last(logits_BLX).to(wide).unflatten(0, (-1, groups))
-        num_experts, num_blocks = len(logits_EGN), len(logits_EGN) if own_blocks else 1
-        probs_EGN = gates_EGN = torch.softmax(logits_EGN, dim=0)
-        mask_N = None if mask_BL is None else mask_BL.flatten().to(wide)
+        num_experts = logits_BLX.shape[-1] // groups
+        logits_NEG = logits_BLX.to(wide).reshape(-1, num_experts, groups)
+        probs_NEG = gates_NEG = torch.softmax(logits_NEG, dim=1)
+        mask_N11 = None if mask_BL is None else mask_BL.reshape(-1, 1, 1).to(wide)
 
         def over_rows(values: Tensor) -> Tensor:
             # No matrix product: under autocast it would count in half precision.
-            return (values if mask_N is None else values * mask_N).sum(-1)
+            return (values if mask_N11 is None else values * mask_N11).sum(0)
 
-        chosen_EGN = gates_EGN
+        chosen_NEG = gates_NEG
         if top_k is not None or (weights and weights[0]):
-            chosen_EGN = torch.zeros_like(probs_EGN).scatter_(0, probs_EGN.topk(top_k or 1, dim=0).indices, 1.0)
+            chosen_NEG = torch.zeros_like(probs_NEG).scatter_(1, probs_NEG.topk(top_k or 1, dim=1).indices, 1.0)
         if top_k is not None:
-            gates_EGN = probs_EGN * chosen_EGN
-            gates_EGN.div_(gates_EGN.sum(0))
+            gates_NEG = probs_NEG * chosen_NEG
+            gates_NEG.div_(gates_NEG.sum(1, keepdim=True))
 
         loss: Tensor | None = None
-        load_EG = lse_GN = ctx.price_EG = None
+        load_EG = lse_N1G = ctx.price_EG = None
         if weights and weights[1]:
-            lse_GN = logits_EGN.logsumexp(0)
+            lse_N1G = logits_NEG.logsumexp(1, keepdim=True)
         if recording:
-            load_EG = over_rows(gates_EGN) if top_k is None else over_rows(chosen_EGN)
+            load_EG = over_rows(gates_NEG) if top_k is None else over_rows(chosen_NEG)
             ctx.mark_non_differentiable(load_EG)
         if load_EG is not None and weights:
             balance, z = weights
-            chosen_EG, num_ranks = across_ranks(over_rows(chosen_EGN) if top_k is None else load_EG)
-            # A row chooses K times in every group, and a dense one's probabilities sum to 1: this counts rows.
-            num_rows = (chosen_EG.sum() / (groups * (top_k or 1))).clamp_min(1)
-            ctx.price_EG = chosen_EG * (balance * num_experts * num_ranks / ((top_k or 1) * groups)) / num_rows.square()
-            loss = (ctx.price_EG * over_rows(probs_EGN)).sum()
-            if lse_GN is not None:
+            chosen_EG, num_ranks = across_ranks(over_rows(chosen_NEG) if top_k is None else load_EG)
+            num_rows: Tensor | int = max(len(probs_NEG), 1)
+            if mask_N11 is not None or num_ranks > 1:
+                # A row chooses K times in every group.
+                num_rows = (chosen_EG.sum() / (groups * (top_k or 1))).clamp_min(1)
+            price = balance * num_experts * num_ranks / ((top_k or 1) * groups)
+            ctx.price_EG = chosen_EG * (price / num_rows**2)
+            loss = (ctx.price_EG * over_rows(probs_NEG)).sum()
+            if lse_N1G is not None:
                 ctx.pull = z * num_ranks / groups / num_rows
-                loss = loss + ctx.pull * over_rows(lse_GN.square()).sum()
-        h_XGPN = rows_last(h_BLR).view(num_blocks, groups, -1, gates_EGN.shape[-1])
-        ctx.save_for_backward(h_XGPN, gates_EGN, probs_EGN if weights else None, lse_GN, mask_N)
-        ctx.batch, ctx.dtype = h_BLR.shape[:2], logits_BLX.dtype
-        mixed_EGPN = gates_EGN.to(h_BLR.dtype).unsqueeze(2) * h_XGPN
-        return mixed_EGPN.flatten(0, 2).t().view(*ctx.batch, -1), loss, load_EG
+                loss = loss + ctx.pull * over_rows(lse_N1G.square()).sum()
+        # X is E where each expert gates a block of its own, else 1; a group has P rows.
+        h_NXGP = h_BLR.reshape(len(gates_NEG), num_experts if own_blocks else 1, groups, -1)
+        ctx.save_for_backward(h_NXGP, gates_NEG, probs_NEG if weights else None, lse_N1G, mask_N11)
+        ctx.shapes, ctx.dtype = (h_BLR.shape, logits_BLX.shape), logits_BLX.dtype
+        mixed_NEGP = gates_NEG.to(h_BLR.dtype).unsqueeze(3) * h_NXGP
+        return mixed_NEGP.view(*h_BLR.shape[:2], -1), loss, load_EG
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        h_XGPN, gates_EGN, probs_EGN, lse_GN, mask_N = ctx.saved_tensors
-        num_experts, _, num_rows = gates_EGN.shape
-        grad_EGPN = rows_last(grad_BLS).view(num_experts, *h_XGPN.shape[1:])
-        gated_EGPN = grad_EGPN * gates_EGN.to(grad_EGPN.dtype).unsqueeze(2)
-        if len(h_XGPN) == 1:
-            grad_h_XGPN, slope_EGPN = gated_EGPN.sum(0), gated_EGPN.mul_(h_XGPN)
-        else:
-            grad_h_XGPN, slope_EGPN = gated_EGPN, gated_EGPN * h_XGPN
-        # Of blocks of one row there is nothing to sum. From here on in place: the slope becomes the gradient.
-        slope_EGN = slope_EGPN.squeeze(2) if h_XGPN.shape[2] == 1 else slope_EGPN.sum(2)
-        grad_EGN = slope_EGN.to(gates_EGN.dtype)
-        # The derivative of a softmax, which renormalised top-k gates are too: over the chosen logits alone.
-        grad_EGN.addcmul_(gates_EGN, grad_EGN.sum(0), value=-1)
+        h_NXGP, gates_NEG, probs_NEG, lse_N1G, mask_N11 = ctx.saved_tensors
+        grad_NEGP = grad_BLS.reshape(*gates_NEG.shape, -1)
+        grad_h_NXGP = grad_NEGP * gates_NEG.to(grad_NEGP.dtype).unsqueeze(3)
+        if h_NXGP.shape[1] == 1:
+            grad_h_NXGP = grad_h_NXGP.sum(1)
+        slope_NEGP = grad_NEGP * h_NXGP
+        # Of blocks of one row there is nothing to sum.
+        slope_NEG = slope_NEGP.squeeze(3) if h_NXGP.shape[3] == 1 else slope_NEGP.sum(3)
+        # Renormalised top-k gates are a softmax too, over the chosen logits alone.
+        grad_NEG = through_softmax(slope_NEG.to(gates_NEG.dtype), gates_NEG, dim=1)
         if ctx.price_EG is not None:
-            slope_EGN = probs_EGN * (grad_loss * ctx.price_EG).unsqueeze(-1)
-            if mask_N is not None:
-                slope_EGN.mul_(mask_N)
-            cost_GN = slope_EGN.sum(0)
-            if lse_GN is not None:
-                pull_GN = lse_GN if mask_N is None else lse_GN * mask_N
-                cost_GN = cost_GN - 2 * ctx.pull * grad_loss * pull_GN
-            grad_EGN.add_(slope_EGN).addcmul_(probs_EGN, cost_GN, value=-1)
-        grad_logits = grad_EGN.to(ctx.dtype).flatten(0, 1).t().view(*ctx.batch, -1)
-        grad_h = grad_h_XGPN.reshape(-1, num_rows).t().view(*ctx.batch, -1)
+            cost_NEG = through_softmax((grad_loss * ctx.price_EG).expand_as(probs_NEG), probs_NEG, dim=1)
+            if lse_N1G is not None:
+                cost_NEG.addcmul_(probs_NEG, lse_N1G * (2 * ctx.pull * grad_loss))
+            grad_NEG.add_(cost_NEG if mask_N11 is None else cost_NEG * mask_N11)
+        h_shape, logits_shape = ctx.shapes
+        grad_h, grad_logits = grad_h_NXGP.reshape(h_shape), grad_NEG.to(ctx.dtype).view(logits_shape)
         return grad_h, grad_logits, None, None, None, None, None, None
 
 
-def rows_last(tensor_BLX: Tensor) -> Tensor:
-    """(X, N), contiguous."""
-    return tensor_BLX.flatten(0, 1).t().contiguous()
+def through_softmax(grad: Tensor, probs: Tensor, dim: int) -> Tensor:
+    """The gradient of the logits of a softmax over `dim` from that of its probabilities, as autograd has it."""
+    return torch._softmax_backward_data(grad, probs, dim, probs.dtype)
