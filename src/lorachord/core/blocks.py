@@ -49,9 +49,7 @@ class _BlocksLinear(torch.autograd.Function):
         grad_UMO = _blocks(grad, len(weight_URO))
         grad_h = grad_weight = None
         if needs_h:
-            # Narrow, so transposed; see the kernel. And laid out as h is.
-            grad_URM = _scaled(weight_URO, grad_UMO.mT, ctx.scale)
-            grad_h = grad_URM.transpose(0, 1).flatten(1).t().view(h.shape)
+            grad_h = _scaled(grad_UMO, weight_URO.mT, ctx.scale).view(h.shape)
         if needs_weight:
             grad_weight = _scaled(_blocks(h, len(weight_URO)).mT, grad_UMO, ctx.scale)
         return grad_h, grad_weight, grad if needs_out else None, None
