@@ -10,8 +10,8 @@ reducer averages it, and checkpointing and torch.compile see a pure function. Wh
 gradient is not computed.
 
 The factors of a low-rank update are very narrow, and the usual BLAS is slow at narrow products unless they are put to
-it in the right way (measured on CPU with 8 columns: up to 4 times). So the narrow operand of a product has its long side
-last in memory, and a narrow weight gradient is made in a few blocks of rows, with the narrow side first.
+it in the right way (measured on CPU with 8 columns: up to 4 times). So the narrow operand of a product has its long
+side last in memory, and a narrow weight gradient is made in a few blocks of rows, with the narrow side first.
 """
 
 from __future__ import annotations
