@@ -188,7 +188,7 @@ def trained(tokenizer: Any, out: Path, rule: str | None, **settings: Any) -> tup
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_surgery_by_the_plain_sum_trains_as_no_surgery_does(tokenizer: Any, tmp_path: Path, accumulation: int) -> None:
-    settings = dict(max_steps=3, gradient_accumulation_steps=accumulation, learning_rate=0.5)
+    settings = dict(max_steps=3, gradient_accumulation_steps=accumulation, learning_rate=0.1)
     _, expected = trained(tokenizer, tmp_path / "plain", None, **settings)
     made, found = trained(tokenizer, tmp_path / "sum", "sum", **settings)
     assert made.surgeon is not None
