@@ -205,7 +205,7 @@ class _Route(torch.autograd.Function):
             chosen_EG, num_ranks = across_ranks(over_rows(chosen_NEG) if top_k is None else load_EG)
             num_rows: Tensor | int = max(len(probs_NEG), 1)
             if mask_N11 is not None or num_ranks > 1:
-                # A row chooses K times in every group.
+                # A row chooses K times in every group, and a dense one's probabilities sum to 1: this counts rows.
                 num_rows = (chosen_EG.sum() / (groups * (top_k or 1))).clamp_min(1)
             price = balance * num_experts * num_ranks / ((top_k or 1) * groups)
             ctx.price_EG = chosen_EG * (price / num_rows**2)
