@@ -21,6 +21,8 @@ from statistics import median
 from time import perf_counter
 from typing import Literal
 
+import torch
+
 Step = Callable[[], object]
 
 
@@ -94,6 +96,9 @@ def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: in
             for name in order:
                 start = perf_counter()
                 returned = steps[name]()
+                if torch.cuda.is_initialized():
+                    # Kernels run on after their launch.
+                    torch.cuda.synchronize()
                 elapsed = returned.seconds if isinstance(returned, Took) else perf_counter() - start
                 if index >= num_warmup:
                     seconds[name].append(elapsed)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     layer.weight.data.copy_(weight.detach())
     return layer
 

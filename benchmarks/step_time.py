@@ -1,6 +1,6 @@
 """Step time and saved activations of every method: against PEFT's LoRA, loops over experts, and a frozen model.
 
-    python benchmarks/step_time.py [--quick] [--json]
+    python benchmarks/step_time.py [--quick] [--json] [--device cuda]
 
 Two random models, fed by embeddings that require gradients, so that even a frozen one has something to backpropagate
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
@@ -8,6 +8,9 @@ block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by tas
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
 ratio of two things measured side by side, the median over the rounds of three builds (with `--quick` one): where the
 tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction.
+
+With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
+features) and `llama_8b` (3 blocks of 4,096), on 16 x 256 tokens; one build, for nothing there hangs on memory's layout.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA with its contrastive loss, whose cost
@@ -36,7 +39,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Rounds, Step, interleave, parse_options, report
+from harness import Options, Result, Rounds, Step, interleave, parser_of, report
 from loops import LOOPS, Loop
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
@@ -74,6 +77,18 @@ def llama(quick: bool) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
+def llama_1b(quick: bool) -> PreTrainedModel:
+    config = LlamaConfig(vocab_size=8_000, hidden_size=2048, intermediate_size=8192, num_attention_heads=32)
+    config.num_key_value_heads, config.num_hidden_layers = 8, 2 if quick else 8
+    return LlamaForCausalLM(config)
+
+
+def llama_8b(quick: bool) -> PreTrainedModel:
+    config = LlamaConfig(vocab_size=8_000, hidden_size=4096, intermediate_size=14336, num_attention_heads=32)
+    config.num_key_value_heads, config.num_hidden_layers = 8, 1 if quick else 3
+    return LlamaForCausalLM(config)
+
+
 def minilm(quick: bool) -> PreTrainedModel:
     config = BertConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=12)
     config.num_hidden_layers = 1 if quick else 6
@@ -92,20 +107,29 @@ class Workload:
     weight_BLV: Tensor
 
     @classmethod
-    def make(cls, architecture: Callable[[bool], PreTrainedModel], quick: bool) -> Workload:
+    def make(cls, architecture: Callable[[bool], PreTrainedModel], quick: bool, device: str = "cpu") -> Workload:
+        half = device != "cpu"
+
         def build() -> PreTrainedModel:
             torch.manual_seed(0)
-            model = architecture(quick)
+            with torch.device(device):
+                model = architecture(quick)
             model.train()
-            return model
+            return model.to(torch.bfloat16) if half else model
 
         model = build()
-        length = 48 if quick else 64
-        embeddings_BLD = torch.randn(NUM_SAMPLES, length, model.config.hidden_size, requires_grad=True)
+        length = 256 if half else 48 if quick else 64
+        shape = NUM_SAMPLES, length, model.config.hidden_size
+        embeddings_BLD = torch.randn(shape, device=device, dtype=model.dtype, requires_grad=True)
         with torch.no_grad():
             weight_BLV = torch.randn_like(model(inputs_embeds=embeddings_BLD)[0])
-        task_ids_B = torch.arange(len(TASKS)).repeat_interleave(NUM_SAMPLES // len(TASKS))
+        task_ids_B = torch.arange(len(TASKS), device=device).repeat_interleave(NUM_SAMPLES // len(TASKS))
         return cls(architecture.__name__, build, embeddings_BLD, task_ids_B, weight_BLV)
+
+    @property
+    def half(self) -> bool:
+        """Whether the model is in bfloat16, and trained under its autocast."""
+        return self.embeddings_BLD.dtype == torch.bfloat16
 
     def ours(self, case: str) -> nn.Module:
         method, options = CASES[case]
@@ -121,11 +145,14 @@ class Workload:
         return model
 
     def loop(self, ours: nn.Module, layer_type: type[Loop]) -> nn.Module:
-        """A model with `ours`' weights in layers of another type, checked to compute the same."""
+        """A model with `ours`' weights in layers of another type, checked to compute the same (not in bfloat16)."""
         model = self.build().requires_grad_(False)
         for adapter in adapters_of(ours):
             base = model.get_submodule(adapter.layer.name)
             model.set_submodule(adapter.layer.name, layer_type(base, adapter, self.task_ids_B))
+        if self.half:
+            # Near ties choose other experts.
+            return model
         results = []
         for candidate in (ours.eval(), model.eval()):
             output_BLV = self.forward_of(candidate)()
@@ -138,11 +165,12 @@ class Workload:
     @property
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of prompts; the first are those of the batch."""
-        return torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+        return torch.randn(64, 16, generator=torch.Generator().manual_seed(0)).to(self.embeddings_BLD.device)
 
     def batches(self, num_samples: int, batch_size: int) -> list[dict[str, Tensor]]:
         """Inputs as wide and as long as the batch's, of other texts."""
-        samples_BLD = torch.randn(num_samples, *self.embeddings_BLD.shape[1:])
+        like = self.embeddings_BLD
+        samples_BLD = torch.randn(num_samples, *like.shape[1:], dtype=like.dtype, device=like.device)
         return [{"inputs_embeds": batch_BLD} for batch_BLD in samples_BLD.split(batch_size)]
 
     def loss_of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -154,7 +182,8 @@ class Workload:
         embedding_BF = self.prompt_embeddings[:NUM_SAMPLES] if adapters and adapters[0].method == "mor1e" else None
 
         def forward() -> Tensor:
-            with lc.on_task(model, self.task_ids_B, embedding=embedding_BF) if adapters else nullcontext():
+            tasks = lc.on_task(model, self.task_ids_B, embedding=embedding_BF) if adapters else nullcontext()
+            with tasks, torch.autocast(self.embeddings_BLD.device.type, torch.bfloat16, enabled=self.half):
                 output_BLV: Tensor = model(inputs_embeds=self.embeddings_BLD)[0]
             return output_BLV
 
@@ -212,7 +241,7 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
 
 def timed(work: Workload, build: Callable[[], Models], quick: bool, *, optimise: bool = True) -> tuple[Rounds, Models]:
     """The rounds of all builds, and the models of the last."""
-    num_builds, num_pairs = (1, 15) if quick else (3, 6)
+    num_builds, num_pairs = (1, 15) if quick or work.half else (3, 6)
     parts = []
     for seed in range(num_builds):
         models = build()
@@ -293,9 +322,14 @@ def benchmark(work: Workload, options: Options) -> Iterator[Result]:
 
 
 def main() -> int:
-    options = parse_options(__doc__)
+    parser = parser_of(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train; default cpu")
+    arguments = vars(parser.parse_args())
+    device = arguments.pop("device")
+    options = Options(**arguments)
     torch.set_num_threads(2)
-    workloads = (Workload.make(build, options.quick) for build in (llama, minilm))
+    architectures = (llama, minilm) if device == "cpu" else (llama_1b, llama_8b)
+    workloads = (Workload.make(build, options.quick, device) for build in architectures)
     rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in benchmark(work, options))
     return report(rows, options)
 

@@ -44,4 +44,5 @@ def perturb(model: torch.nn.Module, scale: float = 0.05, seed: int = 2) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # Drawn in float64, so that the same model in two dtypes is moved to the same place.
-                parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                step = scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += step.to(parameter.device)

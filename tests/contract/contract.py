@@ -292,7 +292,7 @@ class MethodContract:
             move(case, model, scale=0.2, seed=seed)
             tokens = token_ids(num_samples=12, length=16, seed=seed)
             output = logits(model, sorted(MIXED * 3), input_ids=tokens)
-            (output * torch.randn(output.shape)).sum().backward()
+            (output * torch.randn_like(output)).sum().backward()
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     assert parameter.grad is not None, name

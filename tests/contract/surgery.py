@@ -134,7 +134,7 @@ class SurgeryContract:
         segments = surgeon.gradients.collect()
         surgeon.gradients.collect = (
             lambda: {  # type: ignore[method-assign]
-                key: gradients[:1].abs() * torch.tensor([1.0, 0.5, 2.0]).view(3, *[1] * (gradients.dim() - 1))
+                key: gradients[:1].abs() * gradients.new_tensor([1.0, 0.5, 2.0]).view(3, *[1] * (gradients.dim() - 1))
                 for key, gradients in segments.items()
             }
         )
@@ -173,7 +173,7 @@ class SurgeryContract:
         found: list[dict[tuple[str, str], Tensor]] = []
         for probing in (True, False):
             surgeon = Surgeon(model, collect="one_pass" if probing else "micro_batches")
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(model.device.type, torch.bfloat16):
                 losses = task_losses(model)
             torch.stack([loss.float() for loss in losses]).sum().backward()
             if probing:

@@ -191,7 +191,8 @@ class Adapter(AsMatrix):
             batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
             if seen is x or seen is logits:
                 seen = laid_out(seen, batch)
-            h = laid_out(self.core(laid_out(h, batch), seen, ctx), x.shape[:-1])
+            # Autocast makes some sums wide, and which ones depends on the device.
+            h = laid_out(self.core(laid_out(h, batch), seen, ctx).to(dtype), x.shape[:-1])
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
             # One product adds to the output in place of two passes over it.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from lorachord.core.devices import moved
+
 
 class Mixing(Enum):
     """What a method's core depends on, hence what can be merged and exported."""
@@ -94,7 +96,7 @@ class Context:
         """The same context with its task ids on `device`."""
         if self.task_ids_B is None or self.task_ids_B.device == device:
             return self
-        return replace(self, task_ids_B=self.task_ids_B.to(device))
+        return replace(self, task_ids_B=moved(self.task_ids_B, device))
 
 
 NO_CONTEXT = Context()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorachord.core.context import Context
+from lorachord.core.devices import moved
 from lorachord.core.lowrank import Runs
 
 
@@ -53,4 +54,4 @@ class Probes:
         """Each sample's share of the core's leaf: (B, *C), zeros."""
         assert self.core_TC is not None
         places = [place for place, start, stop in self.runs(ctx) for _ in range(start, stop)]
-        return self.core_TC.index_select(0, torch.tensor(places, device=self.core_TC.device))
+        return self.core_TC.index_select(0, moved(torch.tensor(places), self.core_TC.device))

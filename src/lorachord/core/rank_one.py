@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.core.precision import without_autocast
+
 
 def gate_rank_one(
     h_BLR: Tensor, logits_BLC: Tensor, share_B1: Tensor, cosines_BC: Tensor, by_token: float, by_prompt: float
@@ -28,7 +30,8 @@ def gate_rank_one(
         cosines_BC: of each sample; without a gradient.
         by_token, by_prompt: the weights of the two parts.
     """
-    gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, share_B1, cosines_BC, by_token, by_prompt)
+    with without_autocast(h_BLR):
+        gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, share_B1, cosines_BC, by_token, by_prompt)
     return gated_BLS
 
 

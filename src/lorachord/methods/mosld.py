@@ -77,8 +77,10 @@ class MoSLD(RoutedAdapter):
             # Numbered from 0 in every run, and with the run's own seed: data-parallel ranks draw the same.
             self.num_masks += 1
             seed = crc32(f"{torch.initial_seed()} {self.layer.name} {self.num_masks}".encode())
-            generator = torch.Generator().manual_seed(seed)
-            kept = torch.rand(self.down.shape, generator=generator) >= self.config.weight_dropout
-            self.mask = kept.to(self.down.device, self.down.dtype) / (1 - self.config.weight_dropout)
+            generator = torch.Generator(self.down.device).manual_seed(seed)
+            kept = (
+                torch.rand(self.down.shape, generator=generator, device=self.down.device) >= self.config.weight_dropout
+            )
+            self.mask = kept.to(self.down.dtype) / (1 - self.config.weight_dropout)
             self.mask_step = optimizer_steps()
         return self.down * self.mask

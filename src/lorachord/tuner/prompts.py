@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.core.devices import moved
 from lorachord.core.prompt import PromptLevel
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 
@@ -144,7 +145,7 @@ class Prompts:
         else:
             mask_BL = torch.ones(size, dtype=torch.bool, device=tokens.device)
         if self.given.mask_BL is not None:
-            return _fitted(self.given.mask_BL.to(tokens.device, torch.bool), size) & mask_BL
+            return _fitted(moved(self.given.mask_BL.bool(), tokens.device), size) & mask_BL
         # In other models (a label for each token of an encoder's text) all tokens are there from the start.
         writes = isinstance(model, PreTrainedModel) and model.can_generate()
         if writes and isinstance(labels, Tensor) and labels.shape == size:
@@ -154,7 +155,7 @@ class Prompts:
     def _embedding(self, name: str, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
         given = self.given.embedding_BF
         if given is not None:
-            return _repeated(given.to(mask_BL.device), len(mask_BL), "an embedding")
+            return _repeated(moved(given, mask_BL.device), len(mask_BL), "an embedding")
         if self.encoders[name] != "base":
             raise ValueError(
                 f"The prompts of adapter {name!r} are embedded by {self.encoders[name]!r}: give their embeddings, "
@@ -182,7 +183,7 @@ class Prompts:
                 "lorachord.fit_intuition(model, batches) with the training prompts first."
             )
         embedding_BF = embedding_BF.to(torch.promote_types(embedding_BF.dtype, torch.float32))
-        centroids_CF = self.centroids[name].to(embedding_BF)
+        centroids_CF = moved(self.centroids[name].to(embedding_BF.dtype), embedding_BF.device)
         if embedding_BF.shape[-1] != centroids_CF.shape[1]:
             raise ValueError(
                 f"The embeddings have {embedding_BF.shape[-1]} features, but those that adapter {name!r} was fitted on "

@@ -107,9 +107,13 @@ class SharedState:
         looking = self._looking(model)
         if looking:
             contexts = self.prompts.settle(model, named, looking, contexts)
+        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        if batch is not None:
+            # Once, and not again in each layer.
+            contexts = {name: context.to(batch.device) for name, context in contexts.items()}
         self.contexts = contexts
         if model.training and torch.is_grad_enabled():
-            self._check_batch(args, kwargs)
+            self._check_batch(batch)
         self._prepare_checkpointing(model)
         return args, kwargs
 
@@ -136,9 +140,8 @@ class SharedState:
                     self.task_names[name].check_digest(digest)
         self.unverified.clear()
 
-    def _check_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_batch(self, batch: Tensor | None) -> None:
         # Generation repeats samples (beams), training does not: here the ids must be those of this very batch.
-        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
         for context in self.contexts.values():
             if batch is not None and context.num_samples not in (None, 1, len(batch)):
                 raise ValueError(f"{context.num_samples} samples have a task, but the batch has {len(batch)}.")
