@@ -7,6 +7,7 @@ import torch
 
 import lorachord as lc
 from lorachord.surgery.surgeon import Surgeon
+from lorachord.tuner.intuition import embed_prompts, encoder_of
 from tests.contract import cases, contract, surgery
 from tests.contract.cases import CASES, Case
 from tests.contract.contract import MIXED, MethodContract, gradients, logits, make_model
@@ -78,7 +79,9 @@ class TestBesideTheCpu:
                 loss = model(input_ids=tokens, attention_mask=None).logits.float().square().mean() + lc.penalty(model)
             loss.backward()
 
-        with lc.on_task(model, torch.tensor(MIXED), prompt_mask=torch.ones(1, 4)):
+        # As in training, where embeddings are made once a row.
+        embedding = embed_prompts(model, {"input_ids": tokens}) if encoder_of(model) else None
+        with lc.on_task(model, torch.tensor(MIXED), prompt_mask=torch.ones(1, 4), embedding=embedding):
             step()
             before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("error")

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from lorachord.core import lowrank
 from lorachord.core.lowrank import NARROW, inner_products, rows_linear
+
+
+@pytest.fixture(autouse=True, params=["cpu", "accelerator"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, and as on an accelerator."""
+    monkeypatch.setattr(lowrank, "on_cpu", lambda x: request.param == "cpu")
 
 
 def rows(*shape: int) -> torch.Tensor:

@@ -170,29 +170,30 @@ class Adapter(AsMatrix):
         Raises:
             ValueError: a TASK method without task ids, or ids that do not fit the rows.
         """
-        ctx = self._checked(ctx, x)
+        num_rows, leading = x.numel() // self.layer.d_in, x.shape[:-1]
+        ctx = self._checked(ctx, x, num_rows)
         # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x, seen = self.look(x.to(dtype), ctx)
-        # Where nothing is differentiated, nothing is collected.
-        probes = self.probes if torch.is_grad_enabled() else None
-        inner_TXD, up_TOS = (probes.inner_TXD, probes.up_TOS) if probes else (None, None)
-        runs = probes.row_runs(ctx, self._num_rows(x)) if probes else None
+        # Where nothing is differentiated, no gradients are collected.
+        probes, inner_TXD, up_TOS, runs = self.probes, None, None, None
+        if probes is not None and torch.is_grad_enabled():
+            inner_TXD, up_TOS, runs = probes.inner_TXD, probes.up_TOS, probes.row_runs(ctx, num_rows)
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         h, logits = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
         seen = seen if logits is None else logits
-        folded_URO = None if probes else self.folded_up(ctx, self._num_rows(x))
+        folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
         if folded_URO is not None and out.dtype == dtype:
             return blocks_linear(h, folded_URO.to(dtype), out, self.scale)
         if type(self).core is not Adapter.core:
             num_samples = self.num_samples(x, ctx)
-            batch = (num_samples, self._num_rows(x) // max(num_samples, 1))
+            batch = (num_samples, num_rows // max(num_samples, 1))
             if seen is x or seen is logits:
                 seen = laid_out(seen, batch)
             # Autocast makes some sums wide, and which ones depends on the device.
-            h = laid_out(self.core(laid_out(h, batch), seen, ctx).to(dtype), x.shape[:-1])
+            h = laid_out(self.core(laid_out(h, batch), seen, ctx).to(dtype), leading)
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
             # One product adds to the output in place of two passes over it.
@@ -201,19 +202,19 @@ class Adapter(AsMatrix):
         return out + rows_linear(h, up_OS, scale=self.scale, probe_TOI=up_TOS, row_runs=runs).to(out.dtype)
 
     @final
-    def _checked(self, ctx: Context, x: Tensor) -> Context:
+    def _checked(self, ctx: Context, x: Tensor, num_rows: int) -> Context:
         if self.mixing is Mixing.TASK and ctx.task_ids_B is None:
             raise ValueError(
                 f"{self.method} needs the task of each sample, and none was named. Wrap the call in "
                 "`with lorachord.on_task(model, tasks):`, or pass `lorachord_tasks=` to the model."
             )
-        num_rows = self._num_rows(x)
-        if ctx.num_samples is not None and num_rows % ctx.num_samples:
+        num_samples = ctx.num_samples
+        if num_samples is not None and num_rows % num_samples:
             raise ValueError(
-                f"{ctx.num_samples} samples have a task, but {self.layer.name} got {num_rows} rows, which is not a "
+                f"{num_samples} samples have a task, but {self.layer.name} got {num_rows} rows, which is not a "
                 "multiple of that. Name one task per sample of the batch, or one for all."
             )
-        return ctx.to(x.device)
+        return ctx.to(x.device) if num_samples is not None else ctx
 
     @final
     def num_samples(self, x: Tensor, ctx: Context) -> int:
@@ -221,10 +222,6 @@ class Adapter(AsMatrix):
         named = ctx.num_samples or 1
         # Where no task was named, or one for all, the first axis is that of the samples.
         return len(x) if named == 1 and x.dim() > 2 else named
-
-    @final
-    def _num_rows(self, x: Tensor) -> int:
-        return x.numel() // self.layer.d_in
 
     @final
     def attach_probes(self, num_tasks: int, *, halves: bool = False) -> Probes:

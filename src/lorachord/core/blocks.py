@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lorachord.core.context import Context
+from lorachord.core.devices import on_cpu
 
 
 def block_tasks(ctx: Context) -> Tensor:
@@ -30,6 +31,9 @@ def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float) -> T
         out: (..., O), what to add to (not changed), in the same dtype.
         scale: factor of the product.
     """
+    if not on_cpu(h):
+        h_UMR, out_UMO = _blocks(h, len(weight_URO)), _blocks(out, len(weight_URO))
+        return torch.baddbmm(out_UMO, h_UMR, weight_URO, alpha=scale).view(out.shape)
     result: Tensor = _BlocksLinear.apply(h, weight_URO, out, scale)
     return result
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lorachord.core.devices import moved
+from lorachord.core.reading import Reading
 
 
 class Mixing(Enum):
@@ -43,6 +44,7 @@ class Context:
         cosines_BC: cosine of each sample's prompt embedding to the adapter's centroids; None where it has none.
         kept: in a pass over the prompt, where layers keep what they have read of it, by name; it goes with the pass's
             cache. None keeps nothing.
+        reading: what the layers of this pass share in reading the prompt; None where they share nothing.
         recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
             pass; else None.
     """
@@ -53,6 +55,7 @@ class Context:
     recording: bool = True
     prompt_mask_BL: Tensor | None = None
     cosines_BC: Tensor | None = None
+    reading: Reading | None = None
     kept: dict[str, Tensor] | None = None
     recalled: Mapping[str, Tensor] | None = None
 
@@ -91,6 +94,16 @@ class Context:
             middle = (start + stop + 1) // 2
             cut += [(2 * task, start, middle), (2 * task + 1, middle, stop)]
         return tuple(run for run in cut if run[1] < run[2])
+
+    def apart(self, *, recording: bool = True) -> Self:
+        """The same context for a part of the pass that shares nothing with the rest."""
+        reading = None if self.reading is None else Reading()
+        return replace(self, reading=reading, recording=self.recording and recording)
+
+    def end(self) -> None:
+        """The pass, or the part of it, is over: let go of what its layers have shared."""
+        if self.reading is not None:
+            self.reading.end()
 
     def to(self, device: torch.device) -> Self:
         """The same context with its task ids on `device`."""

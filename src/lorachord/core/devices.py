@@ -1,9 +1,18 @@
-"""Small tensors on their way to an accelerator."""
+"""Where a tensor is, and the way there."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether its products are a CPU's.
+
+    >>> on_cpu(torch.ones(2)), on_cpu(torch.ones(2, device="meta"))
+    (True, False)
+    """
+    return tensor.is_cpu
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

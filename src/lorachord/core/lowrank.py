@@ -11,8 +11,9 @@ gradient is not computed.
 
 The factors of a low-rank update are very narrow, and a CPU's BLAS is slow at narrow products unless they are put to it
 in the right way (measured with 8 columns: up to 4 times). So there the narrow operand of a product has its long side
-last in memory, and a narrow weight gradient is made in a few blocks of rows, with the narrow side first. Accelerators
-get each product as it is: what counts on them is the number of kernels.
+last in memory, and a narrow weight gradient is made in a few blocks of rows, with the narrow side first. An accelerator
+gets products as they are, and what needs no probe as operations of autograd's own: what counts there is how soon the
+next kernel is launched, and a function in Python costs more than the kernels it saves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorachord.core.devices import moved
+from lorachord.core.devices import moved, on_cpu
 
 Runs = tuple[tuple[int, int, int], ...]
 
@@ -34,7 +35,7 @@ BLOCKS = 4
 
 
 def _narrow(rows: Tensor) -> bool:
-    return rows.shape[1] < NARROW and rows.device.type == "cpu"
+    return rows.shape[1] < NARROW and on_cpu(rows)
 
 
 def _matmul(a_NK: Tensor, b_KM: Tensor, scale: float = 1.0) -> Tensor:
@@ -59,7 +60,7 @@ def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tenso
         product_XY = torch.bmm(narrow_KMX.mT, wide_KMY).sum(0)
         product_XY = product_XY if scale == 1 else product_XY.mul_(scale)
         return product_XY if fewer_outputs else product_XY.t()
-    if fewer_outputs and x_NI.device.type == "cpu":
+    if fewer_outputs and on_cpu(x_NI):
         # The result is laid out anew for it, and still steps with rank 16 to 64 were 4 % shorter to 2 % longer with it.
         return _scaled(x_NI.t(), grad_NO, scale).t().contiguous()
     return _scaled(grad_NO.t(), x_NI, scale)
@@ -186,6 +187,14 @@ def rows_linear(
         # The weight gets no gradient, and a data-parallel reducer must not wait for one.
         weight_OI = weight_OI.detach()
         probe_TOI = probe_TOI.to(weight_OI.dtype)
+    elif not on_cpu(x):
+        num_out, num_in = weight_OI.shape
+        x_NI, weight_IO = x.reshape(-1, num_in), weight_OI.t()
+        if out is not None:
+            y_NO = torch.addmm(out.reshape(-1, num_out), x_NI, weight_IO, alpha=scale)
+        else:
+            y_NO = x_NI @ weight_IO if scale == 1 else x_NI @ weight_IO * scale
+        return y_NO.view(*x.shape[:-1], num_out)
     result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs)
     return result
 
@@ -215,6 +224,10 @@ def inner_products(
         if probe_TXD is not None:
             # As in `rows_linear`.
             down_RD, router_ED, probe_TXD = down_RD.detach(), router_ED.detach(), probe_TXD.to(x.dtype)
+        elif not on_cpu(x):
+            y = rows_linear(x, torch.cat([down_RD, router_ED]))
+            h, logits = y.split(sizes, dim=-1)
+            return h, logits
         both: tuple[Tensor, Tensor] = _StackedLinear.apply(x, down_RD, router_ED, probe_TXD, row_runs)
         return both
     # The router looks at all of x.

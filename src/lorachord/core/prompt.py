@@ -13,6 +13,7 @@ from torch import Tensor
 from lorachord.core.adapter import Adapter, laid_out
 from lorachord.core.context import Context, Mixing
 from lorachord.core.precision import without_autocast
+from lorachord.core.reading import Reading, shares_of
 
 
 class PromptLevel(Adapter):
@@ -54,19 +55,27 @@ class PromptLevel(Adapter):
         num_samples = self.num_samples(x, ctx) if mask_BL is None else len(mask_BL)
         rows_BLD = self.by_sample(x, num_samples)
         if ctx.recalled is not None:
-            mean_BD = ctx.recalled[self.layer.name]
-            return x, mean_BD.repeat_interleave(len(rows_BLD) // len(mean_BD), dim=0)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if mask_BL is None or mask_BL.shape != rows_BLD.shape[:2]:
-            share_BL = rows_BLD.new_full(rows_BLD.shape[:2], 1 / max(rows_BLD.shape[1], 1), dtype=wide)
-        else:
-            share_BL = mask_BL.to(wide)
-            share_BL = share_BL / share_BL.sum(1, keepdim=True).clamp_min(1)
-        with without_autocast(x):
-            x_BLD, mean_BD = _WithSum.apply(rows_BLD, share_BL)
+            recalled_BD = ctx.recalled[self.layer.name]
+            return x, recalled_BD.repeat_interleave(len(rows_BLD) // len(recalled_BD), dim=0)
+        # A compiled graph does what is the same once by itself.
+        reading = None if torch.compiler.is_compiling() else ctx.reading
+        mean_BD = None if reading is None else reading.mean_of(x)
+        if mean_BD is None:
+            with without_autocast(x):
+                x_BLD, mean_BD = _WithSum.apply(rows_BLD, self._shares(rows_BLD, mask_BL, reading))
+            if reading is not None:
+                reading.keep(x, mean_BD)
+            x = laid_out(x_BLD, x.shape[:-1])
         if ctx.kept is not None:
             ctx.kept[self.layer.name] = mean_BD
-        return laid_out(x_BLD, x.shape[:-1]), mean_BD
+        return x, mean_BD
+
+    @staticmethod
+    def _shares(rows_BLD: Tensor, mask_BL: Tensor | None, reading: Reading | None) -> Tensor:
+        wide = torch.promote_types(rows_BLD.dtype, torch.float32)
+        if mask_BL is None or mask_BL.shape != rows_BLD.shape[:2]:
+            return rows_BLD.new_full(rows_BLD.shape[:2], 1 / max(rows_BLD.shape[1], 1), dtype=wide)
+        return shares_of(mask_BL, wide) if reading is None else reading.shares(mask_BL, wide)
 
 
 class _WithSum(torch.autograd.Function):

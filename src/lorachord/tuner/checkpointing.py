@@ -9,7 +9,6 @@ of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lorachord.core.context import NO_CONTEXT
@@ -35,7 +34,7 @@ class TaskCheckpoint:
 
 
 class _Recall:
-    """Calls a function once as it is; after that (recomputes) under the first call's contexts, recording nothing."""
+    """Calls a function; again (in recomputes) under the first call's contexts, recording nothing."""
 
     def __init__(self, function: Callable[..., Any], state: SharedState) -> None:
         self.function = function
@@ -44,12 +43,10 @@ class _Recall:
         self.called = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.called:
-            self.called = True
-            return self.function(*args, **kwargs)
+        again, self.called = self.called, True
         current = self.state.contexts
         self.state.contexts = {
-            name: replace(self.contexts.get(name, NO_CONTEXT), recording=False) for name in self.state.task_names
+            name: self.contexts.get(name, NO_CONTEXT).apart(recording=not again) for name in self.state.task_names
         }
         try:
             return self.function(*args, **kwargs)

@@ -23,6 +23,7 @@ from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.devices import moved
 from lorachord.core.prompt import PromptLevel
+from lorachord.core.reading import Reading
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Prompts:
                 contexts.get(name, NO_CONTEXT),
                 prompt_mask_BL=mask_BL,
                 cosines_BC=cosines_BC,
+                reading=Reading(),
                 kept={} if keeps else None,
                 recalled=None,
             )

@@ -121,6 +121,8 @@ class SharedState:
         """The hook: what was settled for this pass ends with it."""
         if self.prompts.embedding:
             return
+        for context in self.contexts.values():
+            context.end()
         self.contexts = self.named
         self.prompts.finish(output)
 
