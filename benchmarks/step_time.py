@@ -10,7 +10,8 @@ ratio of two things measured side by side, the median over the rounds of three b
 tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
-features) and `llama_8b` (3 blocks of 4,096), on 16 x 256 tokens; one build, for nothing there hangs on memory's layout.
+features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
+4,096) on 16 x 1,024, where it takes as long as these run. One build, for nothing there hangs on memory's layout.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA with its contrastive loss, whose cost
@@ -21,7 +22,8 @@ features) and `llama_8b` (3 blocks of 4,096), on 16 x 256 tokens; one build, for
   mixes the up-projections, and copies the mixture for each sample): `released`.
 - `saved`: bytes that a forward pass keeps for the backward pass, parameters not counted; ours over the other.
 - `calibration`: what comes before training with 500 samples a task, as a number of steps of PEFT's LoRA, timed once:
-  ThanoRA's ranks and start, Allot's warm-up of 60 steps, MoR1E's embeddings and clusters. Not with `--quick`.
+  ThanoRA's ranks and start, Allot's warm-up of 60 steps, MoR1E's embeddings and clusters. On the CPU alone, and not
+  with `--quick`.
 - `limit`: forward and backward alone, over those of the frozen model to its inputs. Nothing can be below 1; the target
   is 1.10.
 """
@@ -48,6 +50,7 @@ Models = dict[str, nn.Module]
 
 TASKS = ("a", "b", "c", "d")
 NUM_SAMPLES = 16
+LENGTHS = {"llama_1b": 256, "llama_8b": 1024}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {}),
     "multilora": ("multilora", {}),
@@ -118,7 +121,7 @@ class Workload:
             return model.to(torch.bfloat16) if half else model
 
         model = build()
-        length = 256 if half else 48 if quick else 64
+        length = LENGTHS.get(architecture.__name__, 48 if quick else 64)
         shape = NUM_SAMPLES, length, model.config.hidden_size
         embeddings_BLD = torch.randn(shape, device=device, dtype=model.dtype, requires_grad=True)
         with torch.no_grad():
@@ -241,7 +244,7 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
 
 def timed(work: Workload, build: Callable[[], Models], quick: bool, *, optimise: bool = True) -> tuple[Rounds, Models]:
     """The rounds of all builds, and the models of the last."""
-    num_builds, num_pairs = (1, 15) if quick or work.half else (3, 6)
+    num_builds, num_pairs = (1, 6) if work.half else (1, 15) if quick else (3, 6)
     parts = []
     for seed in range(num_builds):
         models = build()
@@ -316,7 +319,7 @@ def benchmark(work: Workload, options: Options) -> Iterator[Result]:
             cases_by_width.setdefault(width_of(work.ours(case)), []).append(case)
     for r, cases in sorted(cases_by_width.items()):
         yield from beside_peft(work, r, cases, options.quick)
-    if not options.quick:
+    if not options.quick and not work.half:
         yield from calibrations(work)
     yield from limits(work, options.quick)
 
