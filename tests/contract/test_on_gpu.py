@@ -14,7 +14,8 @@ from tests.contract.contract import MIXED, MethodContract, gradients, logits, ma
 from tests.contract.surgery import SurgeryContract
 from tests.tiny_models import tiny, token_ids
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 
 @pytest.fixture
