@@ -74,13 +74,16 @@ class Rounds:
         return cls(pooled)
 
 
-def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: int = 1, seed: int = 0) -> Rounds:
+def interleave(
+    steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: int = 1, num_untimed: int = 0, seed: int = 0
+) -> Rounds:
     """Time steps against each other.
 
     Args:
         steps: what to run, by name; a step that returns `Took` has timed itself.
         num_pairs: rounds that count.
         num_warmup: rounds before these, thrown away.
+        num_untimed: steps before each timed one, in its turn, so that it follows one of its own.
         seed: of the order within the rounds.
     """
     order, shuffle = list(steps), random.Random(seed).shuffle
@@ -94,6 +97,8 @@ def interleave(steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: in
             gc.collect()
             shuffle(order)
             for name in order:
+                for _ in range(num_untimed):
+                    steps[name]()
                 start = perf_counter()
                 returned = steps[name]()
                 if torch.cuda.is_initialized():

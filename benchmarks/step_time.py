@@ -6,8 +6,10 @@ Two random models, fed by embeddings that require gradients, so that even a froz
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side, the median over the rounds of three builds (with `--quick` one): where the
-tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction.
+ratio of two things measured side by side, the median over the rounds of four builds (with `--quick` one, of loops
+two): where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. As in training, a
+step that is timed follows one of its own (not with `--quick`): after another model's, the caches hold what is not its
+own, which costs methods of many small operations more than others.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
@@ -242,31 +244,25 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
     return saved_bytes_of(model, work.forward_of(model))
 
 
-def timed(work: Workload, build: Callable[[], Models], quick: bool, *, optimise: bool = True) -> tuple[Rounds, Models]:
+def timed(
+    work: Workload, build: Callable[[], Models], quick: bool, *, num_builds: int = 4, optimise: bool = True
+) -> tuple[Rounds, Models]:
     """The rounds of all builds, and the models of the last."""
-    num_builds, num_pairs = (1, 6) if work.half else (1, 15) if quick else (3, 6)
+    num_builds, num_pairs, num_untimed = (1, 6, 0) if work.half else (1, 15, 0) if quick else (num_builds, 3, 1)
     parts = []
     for seed in range(num_builds):
         models = build()
         steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
-        parts.append(interleave(steps, num_pairs=num_pairs, seed=seed))
+        parts.append(interleave(steps, num_pairs=num_pairs, num_untimed=num_untimed, seed=seed))
     return Rounds.pooled(parts), models
 
 
 def beside_peft(work: Workload, r: int, cases: Sequence[str], quick: bool) -> Iterator[Result]:
-    """The cases whose factors are r wide, and their loops, which all take turns with one LoRA of PEFT's."""
+    """The cases whose factors are r wide, which take turns with one LoRA of PEFT's."""
     against = f"PEFT LoRA r {r}"
-    loops = {
-        f"{name} / {case}": (case, layer_type)
-        for case in cases
-        for name, layer_type in LOOPS.get(case, {}).items()
-        if not quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
-    }
 
     def build() -> Models:
-        ours = {case: work.ours(case) for case in cases}
-        slow = {row: work.loop(ours[case], layer_type) for row, (case, layer_type) in loops.items()}
-        return {against: lc.attach(work.build(), "peft_lora", r=r), **ours, **slow}
+        return {against: lc.attach(work.build(), "peft_lora", r=r), **{case: work.ours(case) for case in cases}}
 
     rounds, models = timed(work, build, quick)
     sizes = {name: saved_bytes(work, model) for name, model in models.items()}
@@ -274,10 +270,28 @@ def beside_peft(work: Workload, r: int, cases: Sequence[str], quick: bool) -> It
         bound = None if case in WITHOUT_BOUND else 1.10
         yield Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=bound)
         yield Result(f"saved: {case} / {against}", sizes[case] / sizes[against])
-    for row, (case, _) in loops.items():
-        name = row.removesuffix(f" / {case}")
-        yield Result(row, rounds.ratio(row, case), bound=2.0 if name == "loop" else None, better="higher")
-        yield Result(f"saved: {case} / {name}", sizes[case] / sizes[row])
+
+
+def beside_loops(work: Workload, case: str, quick: bool) -> Iterator[Result]:
+    """A case's loops, which take turns with it."""
+    names = {
+        name: layer_type
+        for name, layer_type in LOOPS[case].items()
+        if not quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
+    }
+    if not names:
+        return
+
+    def build() -> Models:
+        ours = work.ours(case)
+        return {case: ours, **{name: work.loop(ours, layer_type) for name, layer_type in names.items()}}
+
+    rounds, models = timed(work, build, quick, num_builds=2)
+    size = saved_bytes(work, models[case])
+    for name in names:
+        bound = 2.0 if name == "loop" else None
+        yield Result(f"{name} / {case}", rounds.ratio(name, case), bound=bound, better="higher")
+        yield Result(f"saved: {case} / {name}", size / saved_bytes(work, models[name]))
 
 
 def calibrations(work: Workload) -> Iterator[Result]:
@@ -319,6 +333,9 @@ def benchmark(work: Workload, options: Options) -> Iterator[Result]:
             cases_by_width.setdefault(width_of(work.ours(case)), []).append(case)
     for r, cases in sorted(cases_by_width.items()):
         yield from beside_peft(work, r, cases, options.quick)
+    for case in LOOPS:
+        if case not in left_out:
+            yield from beside_loops(work, case, options.quick)
     if not options.quick and not work.half:
         yield from calibrations(work)
     yield from limits(work, options.quick)

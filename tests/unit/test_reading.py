@@ -18,6 +18,13 @@ def test_the_mean_is_of_this_very_tensor_as_it_was() -> None:
     assert reading.mean_of(x) is None
 
 
+def test_in_inference_mode_where_changes_are_not_counted_nothing_is_kept() -> None:
+    with torch.inference_mode():
+        reading, x = Reading(), torch.ones(2, 3)
+        reading.keep(x, torch.ones(3))
+        assert reading.mean_of(x) is None
+
+
 def test_it_keeps_the_last_mean_alone_and_in_the_end_nothing() -> None:
     reading, x, other, mask = Reading(), torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     reading.keep(x, torch.ones(3))

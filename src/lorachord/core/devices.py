@@ -16,9 +16,9 @@ def on_cpu(tensor: Tensor) -> bool:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for an accelerator; towards the CPU, where it would not be there yet, with.
+    """`tensor` on `device`, without waiting for a GPU to have it: what is launched later finds it there.
 
     >>> moved(torch.ones(2), torch.device("cpu")).tolist()
     [1.0, 1.0]
     """
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    return tensor.to(device, non_blocking=device.type == "cuda")

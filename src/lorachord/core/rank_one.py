@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorachord.core.precision import without_autocast
+from lorachord.core.routing import through_softmax
 
 
 def gate_rank_one(
@@ -66,14 +67,14 @@ class _RankOne(torch.autograd.Function):
         gates_RSN = _gates(softmax_CN, by_token_B1, by_prompt_B1, cosines_BC).to(h_RN.dtype)
         grad_h_RN = (gates_RSN.view(len(h_RN), -1, h_RN.shape[1]) * grad_SN).sum(1)
         grad_CN = (h_RN.unsqueeze(1) * grad_SN).flatten(0, 1).to(softmax_CN.dtype)
-        slope_CN = softmax_CN * grad_CN
-        slope_N = slope_CN.sum(0)
-        grad_logits_CN = (slope_CN - softmax_CN * slope_N) * by_token_B1.expand(num_samples, num_rows).reshape(-1)
-        grad_by_token_B = slope_N.view(num_samples, num_rows).sum(1)
-        grad_by_prompt_B = (grad_CN.view(-1, num_samples, num_rows).sum(2) * cosines_BC.t()).sum(0)
+        grad_logits_CN = through_softmax(grad_CN, softmax_CN, dim=0)
+        # One share for all samples, or each its own: the rows of a share lie side by side.
+        blocks = len(grad_CN), len(by_token_B1), -1
+        grad_logits_CN.view(blocks).mul_(by_token_B1)
+        grad_by_token_B = (softmax_CN * grad_CN).view(blocks).sum((0, 2))
+        grad_of_samples_CB = grad_CN.view(-1, num_samples, num_rows).sum(2)
+        grad_by_prompt_B = (grad_of_samples_CB * cosines_BC.t()).reshape(blocks).sum((0, 2))
         grad_share_B1 = (ctx.by_token * grad_by_token_B - ctx.by_prompt * grad_by_prompt_B).unsqueeze(1)
-        if len(by_token_B1) == 1:
-            grad_share_B1 = grad_share_B1.sum(0, keepdim=True)
         logits_dtype, share_dtype = ctx.dtypes
         return (
             grad_h_RN.t().view(num_samples, num_rows, -1),

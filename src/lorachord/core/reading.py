@@ -31,11 +31,13 @@ class Reading:
         if self._mean is None:
             return None
         of, version, with_graph, mean_BD = self._mean
-        return mean_BD if of is x and version == x._version and with_graph == torch.is_grad_enabled() else None
+        same = of is x and version == x._version and with_graph == torch.is_grad_enabled()
+        return mean_BD if same else None
 
     def keep(self, x: Tensor, mean_BD: Tensor) -> None:
         """Keep the mean of x, and no longer that of another."""
-        self._mean = x, x._version, torch.is_grad_enabled(), mean_BD
+        # A tensor of inference mode does not tell whether it has changed.
+        self._mean = None if x.is_inference() else (x, x._version, torch.is_grad_enabled(), mean_BD)
 
     def end(self) -> None:
         """Let go of all: the graph of a pass must not hold on to itself."""

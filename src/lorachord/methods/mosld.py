@@ -78,9 +78,8 @@ class MoSLD(RoutedAdapter):
             self.num_masks += 1
             seed = crc32(f"{torch.initial_seed()} {self.layer.name} {self.num_masks}".encode())
             generator = torch.Generator(self.down.device).manual_seed(seed)
-            kept = (
-                torch.rand(self.down.shape, generator=generator, device=self.down.device) >= self.config.weight_dropout
-            )
+            drawn = torch.rand(self.down.shape, generator=generator, device=self.down.device)
+            kept = drawn >= self.config.weight_dropout
             self.mask = kept.to(self.down.dtype) / (1 - self.config.weight_dropout)
             self.mask_step = optimizer_steps()
         return self.down * self.mask
