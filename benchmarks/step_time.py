@@ -7,8 +7,8 @@ to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
 ratio of two things measured side by side, the median over the rounds of four builds (with `--quick` one, of loops
-two): where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. As in training, a
-step that is timed follows one of its own (not with `--quick`): after another model's, the caches hold what is not its
+two): where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. As in training,
+a step that is timed follows one of its own (not with `--quick`): after another model's, the caches hold what is not its
 own, which costs methods of many small operations more than others.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
