@@ -74,6 +74,14 @@ class Rounds:
         return cls(pooled)
 
 
+def _finished(step: Step) -> object:
+    """A step, and on a GPU its kernels, which run on after their launch."""
+    returned = step()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return returned
+
+
 def interleave(
     steps: Mapping[str, Step], *, num_pairs: int = 15, num_warmup: int = 1, num_untimed: int = 0, seed: int = 0
 ) -> Rounds:
@@ -98,12 +106,9 @@ def interleave(
             shuffle(order)
             for name in order:
                 for _ in range(num_untimed):
-                    steps[name]()
+                    _finished(steps[name])
                 start = perf_counter()
-                returned = steps[name]()
-                if torch.cuda.is_initialized():
-                    # Kernels run on after their launch.
-                    torch.cuda.synchronize()
+                returned = _finished(steps[name])
                 elapsed = returned.seconds if isinstance(returned, Took) else perf_counter() - start
                 if index >= num_warmup:
                     seconds[name].append(elapsed)

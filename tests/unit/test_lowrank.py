@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from lorachord.core import lowrank
+from lorachord.core import blocks, lowrank
+from lorachord.core.blocks import blocks_linear
 from lorachord.core.lowrank import NARROW, inner_products, rows_linear
 
 
 @pytest.fixture(autouse=True, params=["cpu", "accelerator"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU, and as on an accelerator."""
-    monkeypatch.setattr(lowrank, "on_cpu", lambda x: request.param == "cpu")
+    for module in (lowrank, blocks):
+        monkeypatch.setattr(module, "on_cpu", lambda x: request.param == "cpu")
 
 
 def rows(*shape: int) -> torch.Tensor:
@@ -27,6 +29,13 @@ def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: 
     torch.testing.assert_close(rows_linear(x, weight, out=out, scale=0.7), out + 0.7 * x @ weight.T)
     assert gradcheck(lambda *args: rows_linear(args[0], args[1], out=args[2], scale=0.7), (x, weight, out))
     assert gradcheck(lambda *args: rows_linear(*args, scale=1.3), (x, weight))
+
+
+def test_each_block_has_a_weight_of_its_own() -> None:
+    h, weights, out = rows(6, 3), rows(2, 3, 5), rows(6, 5)
+    expected = out + 0.7 * torch.cat([h[:3] @ weights[0], h[3:] @ weights[1]])
+    torch.testing.assert_close(blocks_linear(h, weights, out, 0.7), expected)
+    assert gradcheck(lambda *args: blocks_linear(*args, 0.7), (h, weights, out))
 
 
 def test_second_derivatives_are_right() -> None:
