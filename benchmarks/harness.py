@@ -2,7 +2,8 @@
 
 A machine that does other things meanwhile speeds up and slows down by more than what is to be measured. So nothing is
 timed by itself: all cases run in one process, one step each per round and in a new order every round, and what is
-reported is the median over rounds of a case's time divided by a baseline's time *in the same round*.
+reported is the median over rounds of a case's time divided by a baseline's time *in the same round*; or, of several
+such medians, their mean with its standard error.
 
 Idle OpenMP threads spin, as they do in training. Beside other busy processes they then keep each other off the cores
 (seen on two cores: steps 18 times longer): on a busy machine, set OMP_WAIT_POLICY=passive, which makes them sleep, and
@@ -17,7 +18,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median, stdev
 from time import perf_counter
 from typing import Literal
 
@@ -63,15 +64,6 @@ class Rounds:
     def ratio(self, case: str, baseline: str) -> float:
         """Median over rounds of `case`'s time divided by `baseline`'s in the same round."""
         return median(a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True))
-
-    @classmethod
-    def pooled(cls, parts: Iterable[Rounds]) -> Rounds:
-        """All rounds of several timings of the same cases."""
-        pooled: dict[str, list[float]] = {}
-        for part in parts:
-            for name, seconds in part.seconds.items():
-                pooled.setdefault(name, []).extend(seconds)
-        return cls(pooled)
 
 
 def _finished(step: Step) -> object:
@@ -120,13 +112,17 @@ def interleave(
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row: a value and, where the project promises one, its bound and on which side of it the value must lie."""
+    """One row: a value and, where the project promises one, its bound and on which side of it the value must lie.
+
+    `error` is the value's standard error, None where it was measured once.
+    """
 
     case: str
     value: float
     unit: str = "x"
     bound: float | None = None
     better: Literal["lower", "higher"] = "lower"
+    error: float | None = None
 
     @property
     def passed(self) -> bool | None:
@@ -134,6 +130,19 @@ class Result:
         if self.bound is None:
             return None
         return self.value <= self.bound if self.better == "lower" else self.value >= self.bound
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of independent measurements, and its standard error; None of a single one."""
+    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def undecided(values: Sequence[float], bound: float | None) -> bool:
+    """Whether the mean of so few measurements is less than two standard errors from the bound, or there is but one."""
+    if bound is None:
+        return False
+    value, error = mean_and_error(values)
+    return error is None or abs(value - bound) < 2 * error
 
 
 WIDTH = 48
@@ -147,10 +156,11 @@ def report(results: Iterable[Result], options: Options) -> int:
     for row in results:
         missed = missed or row.passed is False
         if options.json:
-            plain = {"case": row.case, "value": row.value, "unit": row.unit, "bound": row.bound, "pass": row.passed}
-            print(json.dumps(plain), flush=True)
+            plain = {"case": row.case, "value": row.value, "error": row.error, "unit": row.unit, "bound": row.bound}
+            print(json.dumps(plain | {"pass": row.passed}), flush=True)
         else:
             bound = "" if row.bound is None else f"{'<=' if row.better == 'lower' else '>='} {row.bound:.2f}"
-            line = f"{row.case:<{WIDTH}}  {row.value:8.3f} {row.unit:<5} {bound:<8} {verdicts[row.passed]}"
+            error = "" if row.error is None else f"± {row.error:.3f}"
+            line = f"{row.case:<{WIDTH}}  {row.value:8.3f} {error:<7} {row.unit:<5} {bound:<8} {verdicts[row.passed]}"
             print(line.rstrip(), flush=True)
     return int(missed)

@@ -6,10 +6,12 @@ Two random models, fed by embeddings that require gradients, so that even a froz
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side, the median over the rounds of four builds (with `--quick` one, of loops
-two): where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. As in training,
-a step that is timed follows one of its own (not with `--quick`): after another model's, the caches hold what is not its
-own, which costs methods of many small operations more than others.
+ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
+where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
+builds, and up to twelve while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
+shows that all runs, and hardly more). As in training, a step that is timed follows one of its own: after another
+model's, the caches hold what is not its own, which costs methods of many small operations more than others. So do
+neighbours on a shared processor, which push an operation's code out of its caches between one layer and the next.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
@@ -43,15 +45,15 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from harness import Options, Result, Rounds, Step, interleave, parser_of, report
+from harness import Options, Result, Step, interleave, mean_and_error, parser_of, report, undecided
 from loops import LOOPS, Loop
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
 
-Models = dict[str, nn.Module]
-
 TASKS = ("a", "b", "c", "d")
 NUM_SAMPLES = 16
+BUILDS = 4, 12
+"""The fewest and the most of each pair."""
 LENGTHS = {"llama_1b": 256, "llama_8b": 1024}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {}),
@@ -149,9 +151,9 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def loop(self, ours: nn.Module, layer_type: type[Loop]) -> nn.Module:
-        """A model with `ours`' weights in layers of another type, checked to compute the same (not in bfloat16)."""
-        model = self.build().requires_grad_(False)
+    def loop(self, case: str, layer_type: type[Loop]) -> nn.Module:
+        """A case's weights in layers of another type, checked to compute the same as ours (not in bfloat16)."""
+        ours, model = self.ours(case), self.build().requires_grad_(False)
         for adapter in adapters_of(ours):
             base = model.get_submodule(adapter.layer.name)
             model.set_submodule(adapter.layer.name, layer_type(base, adapter, self.task_ids_B))
@@ -245,53 +247,70 @@ def saved_bytes(work: Workload, model: nn.Module) -> int:
 
 
 def timed(
-    work: Workload, build: Callable[[], Models], quick: bool, *, num_builds: int = 4, optimise: bool = True
-) -> tuple[Rounds, Models]:
-    """The rounds of all builds, and the models of the last."""
-    num_builds, num_pairs, num_untimed = (1, 6, 0) if work.half else (1, 15, 0) if quick else (num_builds, 3, 1)
-    parts = []
-    for seed in range(num_builds):
-        models = build()
-        steps = {name: work.step_of(model, optimise=optimise) for name, model in models.items()}
-        parts.append(interleave(steps, num_pairs=num_pairs, num_untimed=num_untimed, seed=seed))
-    return Rounds.pooled(parts), models
+    work: Workload,
+    makers: Mapping[str, Callable[[], nn.Module]],
+    bounds: Mapping[tuple[str, str], float | None],
+    quick: bool,
+    *,
+    optimise: bool = True,
+) -> dict[tuple[str, str], list[float]]:
+    """Of each pair of a case and its baseline, the ratio in every build that was made for it.
+
+    Args:
+        work: the workload.
+        makers: how to build what is timed.
+        bounds: the pairs, and the bound of each.
+        quick: whether a single build must do.
+        optimise: whether a step is a whole one.
+    """
+    fewest, most, num_pairs, num_untimed = (1, 1, 6, 0) if work.half else (1, 1, 7, 0) if quick else (*BUILDS, 3, 1)
+    ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
+    pairs = list(bounds)
+    for seed in range(most):
+        names = dict.fromkeys(name for pair in pairs for name in pair)
+        steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
+        # The first of the untimed steps warms up.
+        rounds = interleave(steps, num_pairs=num_pairs, num_warmup=1 - num_untimed, num_untimed=num_untimed, seed=seed)
+        for pair in pairs:
+            ratios[pair].append(rounds.ratio(*pair))
+        if seed + 1 >= fewest:
+            pairs = [pair for pair in pairs if undecided(ratios[pair], bounds[pair])]
+        if not pairs:
+            break
+    return ratios
 
 
 def beside_peft(work: Workload, r: int, cases: Sequence[str], quick: bool) -> Iterator[Result]:
     """The cases whose factors are r wide, which take turns with one LoRA of PEFT's."""
     against = f"PEFT LoRA r {r}"
-
-    def build() -> Models:
-        return {against: lc.attach(work.build(), "peft_lora", r=r), **{case: work.ours(case) for case in cases}}
-
-    rounds, models = timed(work, build, quick)
-    sizes = {name: saved_bytes(work, model) for name, model in models.items()}
-    for case in cases:
-        bound = None if case in WITHOUT_BOUND else 1.10
-        yield Result(f"step: {case} / {against}", rounds.ratio(case, against), bound=bound)
+    makers: dict[str, Callable[[], nn.Module]] = {case: partial(work.ours, case) for case in cases}
+    makers[against] = lambda: lc.attach(work.build(), "peft_lora", r=r)
+    bounds = {(case, against): None if case in WITHOUT_BOUND else 1.10 for case in cases}
+    ratios = timed(work, makers, bounds, quick)
+    sizes = {name: saved_bytes(work, make()) for name, make in makers.items()}
+    for (case, _), bound in bounds.items():
+        value, error = mean_and_error(ratios[case, against])
+        yield Result(f"step: {case} / {against}", value, bound=bound, error=error)
         yield Result(f"saved: {case} / {against}", sizes[case] / sizes[against])
 
 
 def beside_loops(work: Workload, case: str, quick: bool) -> Iterator[Result]:
     """A case's loops, which take turns with it."""
-    names = {
-        name: layer_type
+    makers: dict[str, Callable[[], nn.Module]] = {
+        name: partial(work.loop, case, layer_type)
         for name, layer_type in LOOPS[case].items()
         if not quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
     }
-    if not names:
+    if not makers:
         return
-
-    def build() -> Models:
-        ours = work.ours(case)
-        return {case: ours, **{name: work.loop(ours, layer_type) for name, layer_type in names.items()}}
-
-    rounds, models = timed(work, build, quick, num_builds=2)
-    size = saved_bytes(work, models[case])
-    for name in names:
-        bound = 2.0 if name == "loop" else None
-        yield Result(f"{name} / {case}", rounds.ratio(name, case), bound=bound, better="higher")
-        yield Result(f"saved: {case} / {name}", size / saved_bytes(work, models[name]))
+    bounds = {(name, case): 2.0 if name == "loop" else None for name in makers}
+    makers[case] = partial(work.ours, case)
+    ratios = timed(work, makers, bounds, quick)
+    size = saved_bytes(work, makers[case]())
+    for (name, _), bound in bounds.items():
+        value, error = mean_and_error(ratios[name, case])
+        yield Result(f"{name} / {case}", value, bound=bound, better="higher", error=error)
+        yield Result(f"saved: {case} / {name}", size / saved_bytes(work, makers[name]()))
 
 
 def calibrations(work: Workload) -> Iterator[Result]:
@@ -313,13 +332,15 @@ def calibrations(work: Workload) -> Iterator[Result]:
 
 
 def limits(work: Workload, quick: bool) -> Iterator[Result]:
-    def build() -> Models:
-        peft = lc.attach(work.build(), "peft_lora", r=8)
-        return {"frozen": work.build().requires_grad_(False), "PEFT LoRA r 8": peft, "lora": work.ours("lora")}
-
-    rounds, models = timed(work, build, quick, optimise=False)
-    for name in [*models][1:]:
-        yield Result(f"limit: {name} / frozen", rounds.ratio(name, "frozen"))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "frozen": lambda: work.build().requires_grad_(False),
+        "PEFT LoRA r 8": lambda: lc.attach(work.build(), "peft_lora", r=8),
+        "lora": lambda: work.ours("lora"),
+    }
+    bounds = {(name, "frozen"): None for name in [*makers][1:]}
+    for (name, _), found in timed(work, makers, bounds, quick, optimise=False).items():
+        value, error = mean_and_error(found)
+        yield Result(f"limit: {name} / frozen", value, error=error)
 
 
 def benchmark(work: Workload, options: Options) -> Iterator[Result]:

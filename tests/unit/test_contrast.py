@@ -27,8 +27,8 @@ def ours(
     own = torch.nn.functional.one_hot(chosen, E).to(x)
     q = own.unsqueeze(-1) * (x @ down.T).view(B, L, 1, E, R)
     gram = (up.T @ up).unsqueeze(0)
-    valid = valid.repeat_interleave(K, dim=1)
-    return contrastive_loss(q.reshape(B, L * K, E * R), gram, chosen.flatten(1), valid, tau, recording)
+    own = own * valid[:, :, None, None]
+    return contrastive_loss(q.reshape(B, L * K, E * R), gram, own.flatten(1, 2), tau, recording)
 
 
 def test_equals_the_naive_loss_and_its_gradients() -> None:
@@ -49,12 +49,12 @@ def test_equals_the_naive_loss_and_its_gradients() -> None:
 
 def test_has_the_derivatives_of_its_formula_also_with_a_gram_for_each_sequence() -> None:
     chosen = torch.rand(2, 4, E).topk(K).indices
-    valid = torch.rand(2, 4).repeat_interleave(K, 1) > 0.2
-    own = torch.nn.functional.one_hot(chosen, E).double().unsqueeze(-1)
+    own = torch.nn.functional.one_hot(chosen, E).double()
+    counted = own * (torch.rand(2, 4, 1, 1) > 0.2)
 
     def function(h: Tensor, up: Tensor) -> Tensor:
-        q = (own * h.view(2, 4, 1, E, R)).view(2, 4 * K, E * R)
-        found = contrastive_loss(q, up.mT @ up, chosen.flatten(1), valid, 0.5, True)
+        q = (own.unsqueeze(-1) * h.view(2, 4, 1, E, R)).view(2, 4 * K, E * R)
+        found = contrastive_loss(q, up.mT @ up, counted.flatten(1, 2), 0.5, True)
         assert found is not None
         return found
 

@@ -44,6 +44,40 @@ def test_second_derivatives_are_right() -> None:
     )
 
 
+def add(kind: str, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *, overwrite: bool) -> torch.Tensor:
+    if kind == "rows":
+        return rows_linear(x, weight, out=out, scale=0.7, overwrite=overwrite)
+    return blocks_linear(x, weight, out, 0.7, overwrite=overwrite)
+
+
+ADDED = pytest.mark.parametrize(("kind", "weight"), [("rows", (5, 3)), ("blocks", (2, 3, 5))])
+
+
+@ADDED
+def test_writing_over_the_output_changes_no_number(kind: str, weight: tuple[int, ...]) -> None:
+    arguments = x, w, out = rows(6, 3), rows(*weight), rows(6, 5)
+    made = out * 1
+    found, expected = add(kind, x, w, made, overwrite=True), add(kind, x, w, out, overwrite=False)
+    assert (found.data_ptr() == made.data_ptr()) == lowrank.on_cpu(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*[torch.autograd.grad(y.sin().sum(), arguments) for y in (found, expected)])
+    # What is returned is no view to autograd: a model may go on in place.
+    found, expected = add(kind, x, w, out * 1, overwrite=True).mul_(2), 2 * add(kind, x, w, out, overwrite=False)
+    torch.testing.assert_close(*[torch.autograd.grad(y.sum(), arguments) for y in (found, expected)])
+
+
+@ADDED
+def test_an_output_that_is_needed_to_go_back_is_not_silently_written_over(kind: str, weight: tuple[int, ...]) -> None:
+    x, w, out = rows(6, 3), rows(*weight), rows(6, 5)
+    # exp keeps its result.
+    found = add(kind, x, w, out.exp(), overwrite=True)
+    if not lowrank.on_cpu(x):
+        found.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
+
+
 def test_leaves_the_output_it_adds_to_as_it_was() -> None:
     x, weight, out = rows(4, 3), rows(5, 3), rows(4, 5)
     before = out.detach().clone()

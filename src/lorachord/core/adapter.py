@@ -159,18 +159,20 @@ class Adapter(AsMatrix):
         """Whether `penalty` is made of what the last forward recorded (so that it needs that forward's graph)."""
         return False
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
         """`out + s * B' core(A' drop(x))`.
 
         Args:
             x: (..., D), the layer's input.
-            out: (..., O), what the frozen layer made of it; not changed.
+            out: (..., O), what the frozen layer made of it.
             ctx: tasks and masks of this pass.
+            overwrite: whether the result may be written over `out`. Default False.
 
         Raises:
             ValueError: a TASK method without task ids, or ids that do not fit the rows.
         """
         num_rows, leading = x.numel() // self.layer.d_in, x.shape[:-1]
+        overwrite = overwrite and out.is_contiguous()
         ctx = self._checked(ctx, x, num_rows)
         # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
         device = x.device.type
@@ -186,7 +188,7 @@ class Adapter(AsMatrix):
         seen = seen if logits is None else logits
         folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
         if folded_URO is not None and out.dtype == dtype:
-            return blocks_linear(h, folded_URO.to(dtype), out, self.scale)
+            return blocks_linear(h, folded_URO.to(dtype), out, self.scale, overwrite=overwrite)
         if type(self).core is not Adapter.core:
             num_samples = self.num_samples(x, ctx)
             batch = (num_samples, num_rows // max(num_samples, 1))
@@ -197,7 +199,9 @@ class Adapter(AsMatrix):
         up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
             # One product adds to the output in place of two passes over it.
-            return rows_linear(h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
+            return rows_linear(
+                h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs, overwrite=overwrite
+            )
         # The frozen layer has a dtype of its own.
         return out + rows_linear(h, up_OS, scale=self.scale, probe_TOI=up_TOS, row_runs=runs).to(out.dtype)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorachord.core.context import Context
 from lorachord.core.devices import on_cpu
+from lorachord.core.lowrank import memory_of
 
 
 def block_tasks(ctx: Context) -> Tensor:
@@ -22,28 +23,34 @@ def block_tasks(ctx: Context) -> Tensor:
     return ctx.task_ids_B[:: lengths.pop()] if len(lengths) == 1 else ctx.task_ids_B
 
 
-def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float) -> Tensor:
+def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float, *, overwrite: bool = False) -> Tensor:
     """`out + scale * h W_u` for the rows of each block u.
 
     Args:
         h: (..., R); its N rows fall into U blocks of N / U, in their order.
         weight_URO: the blocks' weights, in the same dtype.
-        out: (..., O), what to add to (not changed), in the same dtype.
+        out: (..., O), what to add to, in the same dtype.
         scale: factor of the product.
+        overwrite: as in `rows_linear`.
     """
     if not on_cpu(h):
         h_UMR, out_UMO = _blocks(h, len(weight_URO)), _blocks(out, len(weight_URO))
         return torch.baddbmm(out_UMO, h_UMR, weight_URO, alpha=scale).view(out.shape)
-    result: Tensor = _BlocksLinear.apply(h, weight_URO, out, scale)
+    result: Tensor = _BlocksLinear.apply(h, weight_URO, out, scale, overwrite)
     return result
 
 
 class _BlocksLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight_URO: Tensor, out: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight_URO: Tensor, out: Tensor, scale: float, overwrite: bool) -> Tensor:
         ctx.save_for_backward(h, weight_URO)
         ctx.scale = scale
-        h_UMR, out_UMO = _blocks(h, len(weight_URO)), _blocks(out, len(weight_URO))
+        h_UMR = _blocks(h, len(weight_URO))
+        if overwrite:
+            y = memory_of(out)
+            _blocks(y, len(weight_URO)).baddbmm_(h_UMR, weight_URO, alpha=scale)
+            return y
+        out_UMO = _blocks(out, len(weight_URO))
         return torch.baddbmm(out_UMO, h_UMR, weight_URO, alpha=scale).view(out.shape)
 
     @staticmethod
@@ -56,7 +63,7 @@ class _BlocksLinear(torch.autograd.Function):
             grad_h = _scaled(grad_UMO, weight_URO.mT, ctx.scale).view(h.shape)
         if needs_weight:
             grad_weight = _scaled(_blocks(h, len(weight_URO)).mT, grad_UMO, ctx.scale)
-        return grad_h, grad_weight, grad if needs_out else None, None
+        return grad_h, grad_weight, grad if needs_out else None, None, None
 
 
 def _scaled(a_UNK: Tensor, b_UKM: Tensor, scale: float) -> Tensor:

@@ -44,7 +44,7 @@ def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor | None, Tensor]:
 
 
 def contrastive_loss(
-    q_BMS: Tensor, gram_BSS: Tensor, expert_BM: Tensor, valid_BM: Tensor, temperature: float, recording: bool
+    q_BMS: Tensor, gram_BSS: Tensor, own_BME: Tensor, temperature: float, recording: bool
 ) -> Tensor | None:
     """InfoNCE within each sequence: the same expert's other outputs are positives, those of other experts negatives.
 
@@ -57,26 +57,27 @@ def contrastive_loss(
     Args:
         q_BMS: in each row one expert's h in its own R places, zero elsewhere; in at least float32.
         gram_BSS: Gram matrix of the stacked B's; one, or one for each sequence. Its gradient is symmetric.
-        expert_BM: whose output it is.
-        valid_BM: False for outputs that are none.
+        own_BME: 1 at the expert whose output it is, else 0; only zeros for outputs that do not count. In q's dtype.
         temperature: tau, at least 0.025.
         recording: False in a checkpoint's recompute: None is returned.
     """
     with without_autocast(q_BMS):
-        loss: Tensor | None = _Contrast.apply(q_BMS, gram_BSS, expert_BM, valid_BM, temperature, recording)
+        loss: Tensor | None = _Contrast.apply(q_BMS, gram_BSS, own_BME, temperature, recording)
     return loss
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss, with its gradients made at once: they need the same exponentials."""
+    """The loss, with its gradients made at once: they need the same exponentials.
+
+    Of the M x M pairs as little as possible is made: what depends on whose outputs they are is products with `own`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         q_BMS: Tensor,
         gram_BSS: Tensor,
-        expert_BM: Tensor,
-        valid_BM: Tensor,
+        own_BME: Tensor,
         temperature: float,
         recording: bool,
     ) -> Tensor | None:
@@ -85,19 +86,20 @@ class _Contrast(torch.autograd.Function):
         q_BMS, u_BMS = q_BMS * inverse_BM1, u_BMS * inverse_BM1
         # A cosine is at most 1: so no exponential overflows, and from tau = 0.025 on none vanishes in float32.
         least = q_BMS.new_full((), -1 / temperature)
-        all_BMM = torch.baddbmm(least, u_BMS, q_BMS.mT, alpha=1 / temperature).exp_().mul_(valid_BM.unsqueeze(1))
+        all_BMM = torch.baddbmm(least, u_BMS, q_BMS.mT, alpha=1 / temperature).exp_()
         all_BMM.diagonal(dim1=1, dim2=2).zero_()
-        positive_BMM = all_BMM * (expert_BM.unsqueeze(1) == expert_BM.unsqueeze(2)).to(all_BMM.dtype)
-        all_BM1, positive_BM1 = all_BMM.sum(-1, keepdim=True), positive_BMM.sum(-1, keepdim=True)
+        by_expert_BME = all_BMM @ own_BME
+        all_BM1, positive_BM1 = (sums.sum(-1, keepdim=True) for sums in (by_expert_BME, by_expert_BME * own_BME))
 
-        is_term_BM1 = valid_BM.unsqueeze(2) & (positive_BM1 > 0)
+        is_term_BM1 = positive_BM1 > 0
         num_B11 = is_term_BM1.sum(1, keepdim=True)
         weight_BM1 = is_term_BM1 / num_B11.clamp_min(1)
         all_BM1, positive_BM1 = (torch.where(is_term_BM1, sums, 1) for sums in (all_BM1, positive_BM1))
-        # With respect to the cosines over tau, and both ways round.
-        slope_BMM = all_BMM.mul_(weight_BM1 / all_BM1 / temperature)
-        slope_BMM = slope_BMM.addcmul_(positive_BMM, weight_BM1 / positive_BM1, value=-1 / temperature)
-        pull_BMS = (slope_BMM + slope_BMM.mT) @ q_BMS
+        # The slope of a row's term with respect to its cosines over tau is, up to their exponentials, the same for all
+        # outputs of one expert. Here of both ways round.
+        slope_BME = (weight_BM1 / all_BM1 - weight_BM1 / positive_BM1 * own_BME) / temperature
+        both_BMM = torch.cat([slope_BME, own_BME], dim=2) @ torch.cat([own_BME, slope_BME], dim=2).mT
+        pull_BMS = all_BMM.mul_(both_BMM) @ q_BMS
         grad_q_BMS = pull_BMS @ gram_BSS
         radial_BM1 = (grad_q_BMS * q_BMS).sum(-1, keepdim=True)
         grad_gram_BSS = (pull_BMS - radial_BM1 * q_BMS).mT @ q_BMS / 2
@@ -116,4 +118,4 @@ class _Contrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_q_BMS, grad_gram_BSS = ctx.saved_tensors
-        return grad * ctx.factor * grad_q_BMS, grad * ctx.factor * grad_gram_BSS, None, None, None, None
+        return grad * ctx.factor * grad_q_BMS, grad * ctx.factor * grad_gram_BSS, None, None, None

@@ -11,9 +11,10 @@ gradient is not computed.
 
 The factors of a low-rank update are very narrow, and a CPU's BLAS is slow at narrow products unless they are put to it
 in the right way (measured with 8 columns: up to 4 times). So there the narrow operand of a product has its long side
-last in memory, and a narrow weight gradient is made in a few blocks of rows, with the narrow side first. An accelerator
-gets products as they are, and what needs no probe as operations of autograd's own: what counts there is how soon the
-next kernel is launched, and a function in Python costs more than the kernels it saves.
+last in memory, and the gradient of a narrow weight, or of one with fewer outputs than inputs, is made in a few blocks
+of rows, with the smaller side first. An accelerator gets products as they are, and what needs no probe as operations
+of autograd's own: what counts there is how soon the next kernel is launched, and a function in Python costs more than
+the kernels it saves.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ Runs = tuple[tuple[int, int, int], ...]
 
 
 NARROW = 16
-"""Fewer columns than this are narrow for a CPU; from 16 on, what follows for these gains nothing."""
+"""Fewer columns than this are narrow for a CPU; from 16 on, what is done for these alone gains nothing."""
 BLOCKS = 4
-"""Of the rows, in a narrow weight gradient."""
+"""Of the rows, in a weight gradient."""
 
 
 def _narrow(rows: Tensor) -> bool:
@@ -53,16 +54,14 @@ def _scaled(a_NK: Tensor, b_KM: Tensor, scale: float) -> Tensor:
 def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tensor:
     """`scale * g^T x`: (O, I)."""
     fewer_outputs = grad_NO.shape[1] < x_NI.shape[1]
-    narrow, wide = (grad_NO, x_NI) if fewer_outputs else (x_NI, grad_NO)
-    if _narrow(narrow):
-        num_blocks = BLOCKS if len(narrow) % BLOCKS == 0 else 1
-        narrow_KMX, wide_KMY = (rows.unflatten(0, (num_blocks, len(rows) // num_blocks)) for rows in (narrow, wide))
-        product_XY = torch.bmm(narrow_KMX.mT, wide_KMY).sum(0)
+    if on_cpu(x_NI) and (fewer_outputs or _narrow(x_NI)):
+        smaller, larger = (grad_NO, x_NI) if fewer_outputs else (x_NI, grad_NO)
+        num_blocks = BLOCKS if len(x_NI) % BLOCKS == 0 else 1
+        by_blocks = num_blocks, len(x_NI) // num_blocks
+        smaller_KMX, larger_KMY = (rows.unflatten(0, by_blocks) for rows in (smaller, larger))
+        product_XY = torch.bmm(smaller_KMX.mT, larger_KMY).sum(0)
         product_XY = product_XY if scale == 1 else product_XY.mul_(scale)
         return product_XY if fewer_outputs else product_XY.t()
-    if fewer_outputs and on_cpu(x_NI):
-        # The result is laid out anew for it, and still steps with rank 16 to 64 were 4 % shorter to 2 % longer with it.
-        return _scaled(x_NI.t(), grad_NO, scale).t().contiguous()
     return _scaled(grad_NO.t(), x_NI, scale)
 
 
@@ -85,7 +84,7 @@ def _products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Runs, num_tasks: int)
 
 
 class _RowsLinear(torch.autograd.Function):
-    """out + scale * x W^T, with dL/dW per task where a probe asks for it.
+    """out + scale * x W^T, over `out` if that may be, with dL/dW per task where a probe asks for it.
 
     The rows are laid out in here, where a view is no node of the graph.
     """
@@ -99,12 +98,17 @@ class _RowsLinear(torch.autograd.Function):
         probe_TOI: Tensor | None,
         scale: float,
         row_runs: Runs | None,
+        overwrite: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
         ctx.scale, ctx.row_runs = scale, row_runs
         ctx.num_tasks = None if probe_TOI is None else len(probe_TOI)
         num_out, num_in = weight_OI.shape
         x_NI = x.reshape(-1, num_in)
+        if out is not None and overwrite:
+            y = memory_of(out)
+            y.view(-1, num_out).addmm_(x_NI, weight_OI.t(), alpha=scale)
+            return y
         if out is None:
             y_NO = _matmul(x_NI, weight_OI.t(), scale)
         else:
@@ -125,7 +129,17 @@ class _RowsLinear(torch.autograd.Function):
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
         elif needs_weight:
             grad_weight = _weight_gradient(grad_NO, x_NI, ctx.scale)
-        return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None
+        return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None, None
+
+
+def memory_of(out: Tensor) -> Tensor:
+    """`out`'s memory as a tensor of its own, to be written over; autograd then refuses to go back by way of `out`.
+
+    An in-place operation of autograd's own is dear where `out` is a view, as the output of a layer with a bias is.
+    """
+    memory = out.data
+    torch.autograd.graph.increment_version(out)
+    return memory
 
 
 class _StackedLinear(torch.autograd.Function):
@@ -168,16 +182,19 @@ def rows_linear(
     scale: float = 1.0,
     probe_TOI: Tensor | None = None,
     row_runs: Runs | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """`out + scale * x W^T` over rows.
 
     Args:
         x: (..., I), the rows, in the dtype to compute in.
         weight_OI: the weight, in the same dtype.
-        out: (..., O), what to add to (not changed), in the same dtype; None adds nothing.
+        out: (..., O), what to add to, in the same dtype; None adds nothing.
         scale: factor of the product.
         probe_TOI: a zero leaf; it then receives the weight's gradient per task, and the weight receives none.
         row_runs: with a probe, `(task, first row, past-the-last row)` of runs of rows that together cover all rows.
+        overwrite: whether the result may be written over a contiguous `out`, which saves a pass over it; an accelerator
+            leaves it as it is.
 
     Returns:
         (..., O). The gradient of the weight is `scale * g^T x`; of the probe, the same product over each task's rows.
@@ -195,7 +212,7 @@ def rows_linear(
         else:
             y_NO = x_NI @ weight_IO if scale == 1 else x_NI @ weight_IO * scale
         return y_NO.view(*x.shape[:-1], num_out)
-    result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs)
+    result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs, overwrite)
     return result
 
 

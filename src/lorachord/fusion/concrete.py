@@ -85,7 +85,7 @@ class MaskedCombination(Combination):
             self.register_buffer("deltas", torch.stack([vectors.delta(t) for t in range(vectors.num_tasks)]))
         self.is_stacked = isinstance(vectors, Stacked)
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
         result: Any = checkpoint(self._add, x, out, self.logits, self.coefficients, use_reentrant=False)
         assert isinstance(result, Tensor)
         return result

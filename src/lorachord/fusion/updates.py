@@ -84,7 +84,7 @@ class DenseCombination(Combination):
         super().__init__(layer, coefficients)
         self.register_buffer("deltas", deltas_TOD)
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
         delta_OD = torch.einsum("t,tod->od", self.coefficients, self.get_buffer("deltas"))
         return out + F.linear(x, delta_OD.to(x.dtype)).to(out.dtype)
 

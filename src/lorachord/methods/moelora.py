@@ -104,17 +104,13 @@ class MoELoRA(RoutedAdapter):
             )
         expert_BMK = logits_BLE.topk(config.top_k).indices
         gram_BRR = self.shared_core(ctx)
-        own_BMKE = (expert_BMK.unsqueeze(3) == torch.arange(config.num_experts, device=h_BLR.device)).to(gram_BRR.dtype)
+        experts_E = torch.arange(config.num_experts, device=h_BLR.device)
+        own_BMKE = (expert_BMK.unsqueeze(3) == experts_E) & valid_BM[:, :, None, None]
+        own_BMKE = own_BMKE.to(gram_BRR.dtype)
         h_BMER = h_BLR.to(gram_BRR.dtype).unflatten(2, (config.num_experts, config.r))
         q_BMKER = own_BMKE.unsqueeze(4) * h_BMER.unsqueeze(2)
-        return contrastive_loss(
-            q_BMKER.flatten(3).flatten(1, 2),
-            gram_BRR,
-            expert_BMK.flatten(1),
-            valid_BM.repeat_interleave(config.top_k, dim=1),
-            config.temperature,
-            ctx.recording,
-        )
+        q_BQR, own_BQE = q_BMKER.flatten(3).flatten(1, 2), own_BMKE.flatten(1, 2)
+        return contrastive_loss(q_BQR, gram_BRR, own_BQE, config.temperature, ctx.recording)
 
     @property
     def records_penalty(self) -> bool:

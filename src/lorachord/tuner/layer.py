@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.pytorch_utils import Conv1D
 
 from lorachord.core.adapter import Adapter
@@ -88,10 +90,25 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         out: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.shared.prompts.embedding:
             return out
+        overwrite = self._owns(out)
         for name in self.active_adapters:
             if name in self.lorachord_adapter:
-                out = self.lorachord_adapter[name](x, out, self.shared.contexts.get(name, NO_CONTEXT))
+                ctx = self.shared.contexts.get(name, NO_CONTEXT)
+                out = self.lorachord_adapter[name](x, out, ctx, overwrite=overwrite)
         return out
+
+    def _owns(self, out: Tensor) -> bool:
+        """Whether nobody else can have kept what the base layer has just made, nor the adapters before this one."""
+        base = self.base_layer
+        return (
+            type(base) in (nn.Linear, Conv1D)
+            and type(out) is Tensor
+            and not (base._forward_hooks or base._backward_hooks or "forward" in base.__dict__)
+            and not _has_any_global_hook()
+            # A mode that sees all operations may keep what they return, as selective checkpointing does.
+            and not is_in_torch_dispatch_mode()
+            and not torch.compiler.is_compiling()
+        )
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update of an adapter, in the orientation of the base weight, at least float32.
