@@ -6,7 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lorachord.core import blocks, lowrank
 from lorachord.core.blocks import blocks_linear
-from lorachord.core.lowrank import NARROW, inner_products, rows_linear
+from lorachord.core.lowrank import BLOCKS, NARROW, inner_products, rows_linear
 
 
 @pytest.fixture(autouse=True, params=["cpu", "accelerator"])
@@ -22,9 +22,10 @@ def rows(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("width", [3, NARROW - 1, NARROW, NARROW + 1])
 @pytest.mark.parametrize("down", [True, False])
-def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: bool) -> None:
+@pytest.mark.parametrize("num_rows", [2 * BLOCKS, 2 * BLOCKS + 1])
+def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: bool, num_rows: int) -> None:
     d_in, d_out = (20, width) if down else (width, 20)
-    x, weight, out = rows(9, d_in), rows(d_out, d_in), rows(9, d_out)
+    x, weight, out = rows(num_rows, d_in), rows(d_out, d_in), rows(num_rows, d_out)
     torch.testing.assert_close(rows_linear(x, weight), x @ weight.T)
     torch.testing.assert_close(rows_linear(x, weight, out=out, scale=0.7), out + 0.7 * x @ weight.T)
     assert gradcheck(lambda *args: rows_linear(args[0], args[1], out=args[2], scale=0.7), (x, weight, out))
