@@ -263,7 +263,7 @@ def timed(
         quick: whether a single build must do.
         optimise: whether a step is a whole one.
     """
-    fewest, most, num_pairs, num_untimed = (1, 1, 6, 0) if work.half else (1, 1, 7, 0) if quick else (*BUILDS, 3, 1)
+    fewest, most, num_pairs, num_untimed = (1, 1, 6, 0) if work.half else (1, 1, 5, 0) if quick else (*BUILDS, 3, 1)
     ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
     pairs = list(bounds)
     for seed in range(most):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lorachord.core.context import Context
 from lorachord.core.devices import on_cpu
-from lorachord.core.lowrank import memory_of
 
 
 def block_tasks(ctx: Context) -> Tensor:
@@ -47,7 +46,8 @@ class _BlocksLinear(torch.autograd.Function):
         ctx.scale = scale
         h_UMR = _blocks(h, len(weight_URO))
         if overwrite:
-            y = memory_of(out)
+            # As in `rows_linear`.
+            y = out.detach()
             _blocks(y, len(weight_URO)).baddbmm_(h_UMR, weight_URO, alpha=scale)
             return y
         out_UMO = _blocks(out, len(weight_URO))

@@ -106,7 +106,9 @@ class _RowsLinear(torch.autograd.Function):
         num_out, num_in = weight_OI.shape
         x_NI = x.reshape(-1, num_in)
         if out is not None and overwrite:
-            y = memory_of(out)
+            # An in-place operation of autograd's own is dear where `out` is a view. Detached, it shares the version of
+            # `out`: so autograd refuses to go back by way of that.
+            y = out.detach()
             y.view(-1, num_out).addmm_(x_NI, weight_OI.t(), alpha=scale)
             return y
         if out is None:
@@ -130,16 +132,6 @@ class _RowsLinear(torch.autograd.Function):
         elif needs_weight:
             grad_weight = _weight_gradient(grad_NO, x_NI, ctx.scale)
         return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None, None
-
-
-def memory_of(out: Tensor) -> Tensor:
-    """`out`'s memory as a tensor of its own, to be written over; autograd then refuses to go back by way of `out`.
-
-    An in-place operation of autograd's own is dear where `out` is a view, as the output of a layer with a bias is.
-    """
-    memory = out.data
-    torch.autograd.graph.increment_version(out)
-    return memory
 
 
 class _StackedLinear(torch.autograd.Function):
