@@ -29,7 +29,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for: `quick`, sizes that take under a minute on two cores; `json`, JSON lines and no table."""
+    """What was asked for: `quick`, sizes that take about a minute on two cores; `json`, JSON lines and no table."""
 
     quick: bool = False
     json: bool = False
@@ -38,7 +38,7 @@ class Options:
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """The parser of `Options`, for a benchmark that adds its own; `description` is usually its docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes: under a minute on two cores")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes: about a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser
 
