@@ -9,9 +9,10 @@ four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at th
 ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
 where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
 builds, and up to twelve while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
-shows that all runs, and hardly more). As in training, a step that is timed follows one of its own: after another
-model's, the caches hold what is not its own, which costs methods of many small operations more than others. So do
-neighbours on a shared processor, which push an operation's code out of its caches between one layer and the next.
+shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
+after another model's, the caches hold what is not its own, which costs methods of many small operations more than
+others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
+the next.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
