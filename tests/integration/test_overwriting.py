@@ -99,6 +99,15 @@ def test_what_somebody_has_kept_stays_as_it_was(name: str, method: str) -> None:
     assert all(torch.equal(out, before) for out, before in kept)
 
 
+@pytest.mark.parametrize("kind", ["forward_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_a_base_layer_with_a_hook_is_left_alone(kind: str) -> None:
+    layer, out = next(iter(layers(adapted("llama", "lora")).values())), torch.ones(2, 3)
+    assert layer._owns(out)
+    assert not layer._owns(torch.ones(3, 2).t())
+    getattr(layer.base_layer, f"register_{kind}")(lambda *arguments: None)
+    assert not layer._owns(out)
+
+
 @pytest.mark.parametrize("base_type", [nn.Linear, Conv1D])
 @pytest.mark.parametrize("method", ["lora", "mtl_lora", "hydralora"])
 def test_what_nobody_has_kept_is_written_over(

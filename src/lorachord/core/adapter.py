@@ -166,13 +166,12 @@ class Adapter(AsMatrix):
             x: (..., D), the layer's input.
             out: (..., O), what the frozen layer made of it.
             ctx: tasks and masks of this pass.
-            overwrite: whether the result may be written over `out`. Default False.
+            overwrite: whether the result may be written over `out`, which is then contiguous. Default False.
 
         Raises:
             ValueError: a TASK method without task ids, or ids that do not fit the rows.
         """
         num_rows, leading = x.numel() // self.layer.d_in, x.shape[:-1]
-        overwrite = overwrite and out.is_contiguous()
         ctx = self._checked(ctx, x, num_rows)
         # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
         device = x.device.type

@@ -109,8 +109,8 @@ class MoELoRA(RoutedAdapter):
         own_BMKE = own_BMKE.to(gram_BRR.dtype)
         h_BMER = h_BLR.to(gram_BRR.dtype).unflatten(2, (config.num_experts, config.r))
         q_BMKER = own_BMKE.unsqueeze(4) * h_BMER.unsqueeze(2)
-        q_BQR, own_BQE = q_BMKER.flatten(3).flatten(1, 2), own_BMKE.flatten(1, 2)
-        return contrastive_loss(q_BQR, gram_BRR, own_BQE, config.temperature, ctx.recording)
+        outputs, owners = q_BMKER.flatten(3).flatten(1, 2), own_BMKE.flatten(1, 2)
+        return contrastive_loss(outputs, gram_BRR, owners, config.temperature, ctx.recording)
 
     @property
     def records_penalty(self) -> bool:

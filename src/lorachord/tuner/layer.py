@@ -103,7 +103,9 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         return (
             type(base) in (nn.Linear, Conv1D)
             and type(out) is Tensor
-            and not (base._forward_hooks or base._backward_hooks or "forward" in base.__dict__)
+            and out.is_contiguous()
+            and not (base._forward_hooks or base._backward_hooks or base._backward_pre_hooks)
+            and "forward" not in base.__dict__
             and not _has_any_global_hook()
             # A mode that sees all operations may keep what they return, as selective checkpointing does.
             and not is_in_torch_dispatch_mode()
