@@ -6,6 +6,7 @@ class TestMine(MethodContract):
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,14 +102,17 @@ class MethodContract:
 
     # One layer, float64.
 
+    @pytest.mark.parametrize("alone", [False, True])
     @pytest.mark.parametrize("training", [False, True])
-    def test_equals_the_naive_reference_on_outputs_and_every_gradient(self, case: Case, training: bool) -> None:
+    def test_equals_the_naive_reference_on_outputs_and_every_gradient(
+        self, case: Case, training: bool, alone: bool
+    ) -> None:
         adapter = make_layer(case).train(training)
         x = torch.randn(4, 5, 10, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(7, 10, dtype=torch.float64)
         cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
 
-        ours = adapter(x, F.linear(x, weight), context(case, adapter, MIXED))
+        ours = adapter(x, partial(F.linear, weight=weight), context(case, adapter, MIXED), alone=alone)
         (ours * cotangent).sum().backward()
         x_grad, x.grad = x.grad, None
         found = gradients(adapter)
@@ -139,14 +143,18 @@ class MethodContract:
         dropped.load_state_dict(kept.state_dict())
         x, out = torch.randn(4, 5, 10, dtype=torch.float64), torch.randn(4, 5, 7, dtype=torch.float64)
         ctx = context(case, kept, MIXED)
+
+        def layer(x: Tensor) -> Tensor:
+            return out
+
         torch.manual_seed(3)
-        found = dropped(x, out, ctx)
+        found = dropped(x, layer, ctx)
         torch.manual_seed(3)
         # As good as every entry is dropped, and here every one: A sees nothing, and nothing is added.
         assert not F.dropout(x, 0.9999999).any()
         torch.testing.assert_close(found, out)
-        assert not torch.allclose(kept(x, out, ctx), out)
-        torch.testing.assert_close(dropped.eval()(x, out, ctx), kept.eval()(x, out, ctx))
+        assert not torch.allclose(kept(x, layer, ctx), out)
+        torch.testing.assert_close(dropped.eval()(x, layer, ctx), kept.eval()(x, layer, ctx))
 
     def test_the_update_is_the_product_of_its_factors(self, case: Case) -> None:
         adapter = make_layer(case).eval()
@@ -154,7 +162,7 @@ class MethodContract:
             pytest.skip("routed by its input")
         x = torch.randn(6, 10, dtype=torch.float64)
         for task in range(len(TASKS)):
-            update = adapter(x, torch.zeros(6, 7, dtype=torch.float64), Context.of_tasks([task]))
+            update = adapter(x, lambda x: x.new_zeros(6, 7), Context.of_tasks([task]))
             down, up = adapter.factors(task)
             torch.testing.assert_close(update, x @ down.T @ up.T)
             torch.testing.assert_close(update, x @ adapter.delta(task).T)
@@ -164,22 +172,24 @@ class MethodContract:
         adapter = make_layer(case).train()
         x = torch.randn(4, 5, 10, dtype=torch.float64)
         cotangent = torch.randn(4, 5, 7, dtype=torch.float64)
-        out = torch.zeros(4, 5, 7, dtype=torch.float64)
+
+        def zero(x: Tensor) -> Tensor:
+            return x.new_zeros(4, 5, 7)
 
         # By one backward a task.
         expected = []
         for task in range(len(TASKS)):
             chosen = torch.tensor([index == task for index in order]).view(4, 1, 1)
-            (adapter(x, out, context(case, adapter, order)) * cotangent * chosen).sum().backward()
+            (adapter(x, zero, context(case, adapter, order)) * cotangent * chosen).sum().backward()
             expected.append(gradients(adapter))
             adapter.zero_grad()
 
-        plain = adapter(x, out, context(case, adapter, order))
+        plain = adapter(x, zero, context(case, adapter, order))
         # To the bit, but for a core that is folded into B' where there are no leaves.
         adapter.folded_up = lambda ctx, num_rows: None
-        unfolded = adapter(x, out, context(case, adapter, order))
+        unfolded = adapter(x, zero, context(case, adapter, order))
         probes = adapter.attach_probes(len(TASKS))
-        probed = adapter(x, out, context(case, adapter, order))
+        probed = adapter(x, zero, context(case, adapter, order))
         assert torch.equal(probed, unfolded)
         torch.testing.assert_close(probed, plain, rtol=1e-12, atol=1e-12)
         (probed * cotangent).sum().backward()
@@ -341,10 +351,10 @@ class MethodContract:
 
     def test_needs_task_ids_only_if_it_says_so(self, case: Case) -> None:
         adapter = make_layer(case).eval()
-        x, out = torch.randn(4, 10, dtype=torch.float64), torch.zeros(4, 7, dtype=torch.float64)
+        x, layer = torch.randn(4, 10, dtype=torch.float64), torch.nn.Linear(10, 7).double()
         if adapter.mixing is TASK:
             with pytest.raises(ValueError, match="on_task"):
-                adapter(x, out, NO_CONTEXT)
+                adapter(x, layer, NO_CONTEXT)
         else:
             without = case.context(adapter, NO_CONTEXT)
-            assert torch.equal(adapter(x, out, without), adapter(x, out, context(case, adapter, MIXED)))
+            assert torch.equal(adapter(x, layer, without), adapter(x, layer, context(case, adapter, MIXED)))

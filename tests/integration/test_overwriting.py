@@ -1,4 +1,4 @@
-"""An adapter writes its result over what the base layer has made, unless somebody else may have kept that."""
+"""Adapters write over what a base layer has made, forward and backward, unless somebody else may have kept that."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -70,6 +71,21 @@ def hook_layers(model: nn.Module, kept: Kept) -> None:
         layer.base_layer.register_forward_hook(partial(keep_in_hook, kept))
 
 
+def watch_input(kept: Kept, module: nn.Module, args: tuple[Tensor]) -> None:
+    def see(grad: Tensor) -> None:
+        keep(kept, grad)
+
+    args[0].register_hook(see)
+
+
+def input_gradient(model: nn.Module) -> Tensor:
+    """The gradient of the embeddings of tokens, in a pass of all layers."""
+    embeddings = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
+    with lc.on_task(model, 0):
+        logits = model(inputs_embeds=embeddings).logits
+    return torch.autograd.grad((logits * torch.linspace(-1, 1, logits.shape[-1])).sum(), embeddings)[0]
+
+
 @contextmanager
 def keeper(name: str, model: nn.Module, kept: Kept) -> Iterator[None]:
     """Somebody who keeps what base layers make."""
@@ -99,13 +115,61 @@ def test_what_somebody_has_kept_stays_as_it_was(name: str, method: str) -> None:
     assert all(torch.equal(out, before) for out, before in kept)
 
 
-@pytest.mark.parametrize("kind", ["forward_hook", "full_backward_hook", "full_backward_pre_hook"])
+HOOKS = ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
 def test_a_base_layer_with_a_hook_is_left_alone(kind: str) -> None:
-    layer, out = next(iter(layers(adapted("llama", "lora")).values())), torch.ones(2, 3)
-    assert layer._owns(out)
-    assert not layer._owns(torch.ones(3, 2).t())
+    layer, x = next(iter(layers(adapted("llama", "lora")).values())), torch.ones(2, 3)
+    assert layer._alone(x)
+    assert not layer._alone(nn.Parameter(x))
     getattr(layer.base_layer, f"register_{kind}")(lambda *arguments: None)
-    assert not layer._owns(out)
+    assert not layer._alone(x)
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_so_is_every_layer_while_there_is_a_hook_on_all_modules(kind: str) -> None:
+    layer = next(iter(layers(adapted("llama", "lora")).values()))
+    handle = getattr(module, f"register_module_{kind}")(lambda *arguments: None)
+    try:
+        assert not layer._alone(torch.ones(2, 3))
+    finally:
+        handle.remove()
+    assert layer._alone(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["input", "full_backward_hook"])
+@pytest.mark.parametrize("method", ["lora", "hydralora", "mixlora"])
+def test_a_gradient_that_somebody_has_kept_stays_as_it_was(kind: str, method: str) -> None:
+    model, kept = adapted("llama", method), Kept()
+    expected = input_gradient(model)
+
+    def keep_gradient(module: nn.Module, grads: Any, _: Any) -> None:
+        keep(kept, grads[0])
+
+    for layer in layers(model).values():
+        if kind == "input":
+            layer.base_layer.register_forward_pre_hook(partial(watch_input, kept))
+        else:
+            layer.base_layer.register_full_backward_hook(keep_gradient)
+    assert close(input_gradient(model), expected, 1e-5 * float(expected.abs().max()))
+    assert len(kept) >= len(layers(model))
+    assert all(torch.equal(grad, before) for grad, before in kept)
+
+
+@pytest.mark.parametrize("method", ["lora", "hydralora", "mixlora"])
+def test_the_base_layer_reads_what_went_through_the_adapter(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = adapted("llama", method), set[str]()
+    forward = nn.Linear.forward
+
+    def note(base: nn.Module, x: Tensor) -> Tensor:
+        if base in [layer.base_layer for layer in layers(model).values()]:
+            read.add(type(x.grad_fn).__name__)
+        return forward(base, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", note)
+    input_gradient(model)
+    assert read == {"_InnerBackward"}
 
 
 @pytest.mark.parametrize("base_type", [nn.Linear, Conv1D])

@@ -153,26 +153,82 @@ def test_a_batched_product_of_all_tasks_is_each_tasks_own(width: int) -> None:
         torch.testing.assert_close(probe.grad[task], 0.7 * cotangent[start:stop].T @ x[start:stop].detach())
 
 
+@pytest.mark.parametrize("through", [False, True])
 @pytest.mark.parametrize("probing", [False, True])
 @pytest.mark.parametrize("dropping", [False, True])
-def test_a_sees_what_is_left_and_the_router_all(dropping: bool, probing: bool) -> None:
+@pytest.mark.parametrize("routing", [False, True])
+def test_a_sees_what_is_left_and_the_router_all(routing: bool, dropping: bool, probing: bool, through: bool) -> None:
     x, down, router = rows(6, 5), rows(3, 5), rows(4, 5)
     dropped = x * torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0]) if dropping else x
-    one, other = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
-    probe = torch.zeros(2, 7, 5, dtype=torch.float64, requires_grad=True) if probing else None
+    one, other, others = (torch.randn(6, width, dtype=torch.float64) for width in (3, 4, 5))
+    probe = torch.zeros(2, 7 if routing else 3, 5, dtype=torch.float64, requires_grad=True) if probing else None
     runs = ((1, 0, 2), (0, 2, 6)) if probing else None
-    h, logits = inner_products(dropped, x, down, router, probe, runs)
+    h, logits, passed = inner_products(dropped, x, down, router if routing else None, probe, runs, through=through)
     torch.testing.assert_close(h, dropped @ down.T)
-    torch.testing.assert_close(logits, x @ router.T)
-    ((h * one).sum() + (logits * other).sum()).backward()
-    down_grad, router_grad = one.T @ dropped.detach(), other.T @ x.detach()
+    assert torch.equal(passed, x)
+    loss = (h * one).sum() + (passed * 1 * others).sum()
+    if logits is None:
+        assert not routing
+    else:
+        torch.testing.assert_close(logits, x @ router.T)
+        loss = loss + (logits * other).sum()
+    loss.backward()
+    weight_grad = torch.cat([one.T @ dropped.detach(), other.T @ x.detach()])[: 7 if routing else 3]
     if probing:
-        torch.testing.assert_close(probe.grad.sum(0), torch.cat([down_grad, router_grad]))
-        torch.testing.assert_close(probe.grad[1, 3:], other[:2].T @ x[:2].detach())
+        torch.testing.assert_close(probe.grad.sum(0), weight_grad)
+        torch.testing.assert_close(probe.grad[1, 3:], (other[:2].T @ x[:2].detach())[: len(weight_grad) - 3])
         assert down.grad is None
         assert router.grad is None
     else:
-        torch.testing.assert_close(down.grad, down_grad)
-        torch.testing.assert_close(router.grad, router_grad)
+        torch.testing.assert_close(down.grad, weight_grad[:3])
+        if routing:
+            torch.testing.assert_close(router.grad, weight_grad[3:])
     mask = 1 if not dropping else torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0])
-    torch.testing.assert_close(x.grad, (one @ down.detach()) * mask + other @ router.detach())
+    expected = (one @ down.detach()) * mask + others
+    torch.testing.assert_close(x.grad, expected + other @ router.detach() if routing else expected)
+
+
+class _Given(torch.autograd.Function):
+    """x as it is; notes the gradients that it gets."""
+
+    grads: list[torch.Tensor]
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        _Given.grads.append(grad)
+        return grad * 1
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_the_gradient_of_what_went_through_is_added_to_in_place(through: bool) -> None:
+    _Given.grads = []
+    x, down, reader = rows(6, 5), rows(3, 5), rows(4, 5)
+    h, _, passed = inner_products(given := _Given.apply(x), given, down, None, None, None, through=through)
+    made: list[torch.Tensor] = []
+    read = passed @ reader.T
+    read.grad_fn.register_hook(lambda inputs, outputs: made.append(inputs[0]))
+    (h.sum() + read.sum()).backward()
+    in_place = through and lowrank.on_cpu(x)
+    assert (_Given.grads[-1].data_ptr() == made[0].data_ptr()) == in_place
+    torch.testing.assert_close(x.grad, (down.sum(0) + reader.sum(0)).expand(6, 5))
+
+
+def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
+    x, down = rows(6, 5), rows(3, 5)
+    with torch.no_grad():
+        assert inner_products(x, x, down, None, None, None, through=True)[2] is x
+    x = x.detach()
+    assert inner_products(x, x, down, None, None, None, through=True)[2] is x
+
+
+def test_second_derivatives_are_right_of_what_goes_through() -> None:
+    def function(x: torch.Tensor, down: torch.Tensor, router: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
+        h, logits, passed = inner_products(x, x, down, router, None, None, through=True)
+        assert logits is not None
+        return h.sin().sum() + logits.cos().sum() + (passed @ reader).sin().sum()
+
+    assert gradgradcheck(function, (rows(4, 3), rows(2, 3), rows(3, 3), rows(3, 2)))

@@ -9,7 +9,7 @@ B'; T tasks.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -25,6 +25,8 @@ from lorachord.core.matrix import AsMatrix
 from lorachord.core.probes import Probes
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
+
+Frozen = Callable[[Tensor], Tensor]
 
 
 def laid_out(rows: Tensor, leading: tuple[int, ...]) -> Tensor:
@@ -159,31 +161,37 @@ class Adapter(AsMatrix):
         """Whether `penalty` is made of what the last forward recorded (so that it needs that forward's graph)."""
         return False
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
-        """`out + s * B' core(A' drop(x))`.
+    def forward(self, x: Tensor, frozen: Frozen, ctx: Context = NO_CONTEXT, *, alone: bool = False) -> Tensor:
+        """`frozen(x) + s * B' core(A' drop(x))`.
 
         Args:
             x: (..., D), the layer's input.
-            out: (..., O), what the frozen layer made of it.
+            frozen: the frozen layer, from (..., D) to (..., O); or it with other adapters around it.
             ctx: tasks and masks of this pass.
-            overwrite: whether the result may be written over `out`, which is then contiguous. Default False.
+            alone: whether nobody but `frozen` and this adapter has what goes in there and what comes out, nor the
+                gradients of these. On a CPU the update and its gradient are then added in place. Default False.
 
         Raises:
             ValueError: a TASK method without task ids, or ids that do not fit the rows.
         """
         num_rows, leading = x.numel() // self.layer.d_in, x.shape[:-1]
         ctx = self._checked(ctx, x, num_rows)
-        # Under autocast the frozen layer has computed in autocast's dtype; so does the adapter.
+        # Under autocast the frozen layer computes in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x, seen = self.look(x.to(dtype), ctx)
+        given, (x, seen) = x, self.look(x.to(dtype), ctx)
         # Where nothing is differentiated, no gradients are collected.
         probes, inner_TXD, up_TOS, runs = self.probes, None, None, None
         if probes is not None and torch.is_grad_enabled():
             inner_TXD, up_TOS, runs = probes.inner_TXD, probes.up_TOS, probes.row_runs(ctx, num_rows)
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
-        h, logits = inner_products(dropped, x, self.down_weight(), self.router_weight(), inner_TXD, runs)
+        through = alone and given.dtype == dtype
+        weights = self.down_weight(), self.router_weight(), inner_TXD, runs
+        h, logits, passed = inner_products(dropped, x, *weights, through=through)
+        out = frozen(given if passed is x else passed)
+        overwrite = alone and out.is_contiguous()
+
         seen = seen if logits is None else logits
         folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
         if folded_URO is not None and out.dtype == dtype:

@@ -134,36 +134,53 @@ class _RowsLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None, None
 
 
-class _StackedLinear(torch.autograd.Function):
-    """`x W^T` of two weights stacked as one, each with an output of its own.
+class _Inner(torch.autograd.Function):
+    """`x W^T` of one weight, or of two stacked as one with an output for each; and x, if others read it from here.
 
-    As operations of autograd's own, split and cat cost a third of the product.
+    Of two weights, as operations of autograd's own, split and cat cost a third of the product. What others make of x
+    then arrives here as a gradient, to which that of the product is added in place.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, first_OI: Tensor, second_OI: Tensor, probe_TOI: Tensor | None, row_runs: Runs | None
-    ) -> tuple[Tensor, ...]:
-        weight_OI = torch.cat([first_OI, second_OI])
-        ctx.save_for_backward(x, weight_OI)
-        ctx.sizes = [len(first_OI), len(second_OI)]
+        ctx: Any,
+        x: Tensor,
+        first_OI: Tensor,
+        second_OI: Tensor | None,
+        probe_TOI: Tensor | None,
+        row_runs: Runs | None,
+        through: bool,
+    ) -> tuple[Tensor | None, ...]:
+        weight_OI = first_OI if second_OI is None else torch.cat([first_OI, second_OI])
+        ctx.save_for_backward(x, weight_OI, first_OI, second_OI)
+        ctx.sizes = [len(first_OI), len(weight_OI) - len(first_OI)]
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
         y_NO = _matmul(x.reshape(-1, x.shape[-1]), weight_OI.t())
-        return tuple(part_NO.view(*x.shape[:-1], -1) for part_NO in y_NO.split(ctx.sizes, dim=1))
+        parts_NO = (y_NO,) if second_OI is None else y_NO.split(ctx.sizes, dim=1)
+        first, *second = (part_NO.view(*x.shape[:-1], -1) for part_NO in parts_NO)
+        return first, second[0] if second else None, x.view_as(x) if through else None
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_OI = ctx.saved_tensors
-        x_NI = x.reshape(-1, x.shape[-1])
-        grad_NO = torch.cat([grad.reshape(-1, grad.shape[-1]) for grad in grads], dim=1)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight_OI, first_OI, second_OI = ctx.saved_tensors
+        if second_OI is not None and torch.is_grad_enabled():
+            # Second derivatives are those of the two.
+            weight_OI = torch.cat([first_OI, second_OI])
+        x_NI, (*products, others) = x.reshape(-1, x.shape[-1]), grads
+        parts_NO = [grad.reshape(-1, grad.shape[-1]) for grad in products if grad is not None]
+        grad_NO = parts_NO[0] if len(parts_NO) == 1 else torch.cat(parts_NO, dim=1)
         needs_x, needs_first, needs_second, needs_probe = ctx.needs_input_grad[:4]
-        grad_x = (grad_NO @ weight_OI).view(x.shape) if needs_x else None
-        grad_first = grad_second = grad_probe = None
+        grad_x = grad_first = grad_second = grad_probe = None
+        if needs_x and others is not None:
+            grad_x = others.reshape(x_NI.shape).addmm_(grad_NO, weight_OI).view(x.shape)
+        elif needs_x:
+            grad_x = _matmul(grad_NO, weight_OI).view(x.shape)
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
         elif needs_first or needs_second:
-            grad_first, grad_second = _weight_gradient(grad_NO, x_NI).split(ctx.sizes)
-        return grad_x, grad_first, grad_second, grad_probe, None
+            grad_OI = _weight_gradient(grad_NO, x_NI)
+            grad_first, grad_second = grad_OI.split(ctx.sizes) if second_OI is not None else (grad_OI, None)
+        return grad_x, grad_first, grad_second, grad_probe, None, None
 
 
 def rows_linear(
@@ -215,31 +232,39 @@ def inner_products(
     router_ED: Tensor | None,
     probe_TXD: Tensor | None,
     row_runs: Runs | None,
-) -> tuple[Tensor, Tensor | None]:
-    """`A' drop(x)` (..., R), and the router's logits `W x` (..., E), or None where there is no router.
+    *,
+    through: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`A' drop(x)` (..., R); the router's logits `W x` (..., E), or None where there is no router; and x.
 
     Args:
         dropped: (..., D), `drop(x)`; the same object as `x` where nothing is dropped: then both are one product.
         x: (..., D), in the dtype to compute in.
         down_RD, router_ED: A' and W.
         probe_TXD, row_runs: as in `rows_linear`, for A' with W below it.
+        through: whether all else that is made of x is made of the x that is returned, by what gives its gradient away:
+            that of the products is then added to it in place, which saves a pass over it. An accelerator leaves it as
+            it is, and so does dropout.
     """
     down_RD = down_RD.to(x.dtype)
-    if router_ED is None:
-        return rows_linear(dropped, down_RD, probe_TOI=probe_TXD, row_runs=row_runs), None
-    router_ED = router_ED.to(x.dtype)
-    sizes = [len(down_RD), len(router_ED)]
-    if dropped is x:
-        if probe_TXD is not None:
-            # As in `rows_linear`.
-            down_RD, router_ED, probe_TXD = down_RD.detach(), router_ED.detach(), probe_TXD.to(x.dtype)
-        elif not on_cpu(x):
-            y = rows_linear(x, torch.cat([down_RD, router_ED]))
-            h, logits = y.split(sizes, dim=-1)
-            return h, logits
-        both: tuple[Tensor, Tensor] = _StackedLinear.apply(x, down_RD, router_ED, probe_TXD, row_runs)
-        return both
-    # The router looks at all of x.
-    down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
-    h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)
-    return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs)
+    router_ED = None if router_ED is None else router_ED.to(x.dtype)
+    sizes = [len(down_RD), 0 if router_ED is None else len(router_ED)]
+    if dropped is not x:
+        # The router looks at all of x.
+        down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
+        h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)
+        if router_ED is None:
+            return h, None, x
+        return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs), x
+    if probe_TXD is not None:
+        # As in `rows_linear`.
+        down_RD, router_ED = down_RD.detach(), None if router_ED is None else router_ED.detach()
+        probe_TXD = probe_TXD.to(x.dtype)
+    elif not on_cpu(x):
+        if router_ED is None:
+            return rows_linear(x, down_RD), None, x
+        h, logits = rows_linear(x, torch.cat([down_RD, router_ED])).split(sizes, dim=-1)
+        return h, logits, x
+    through = through and x.requires_grad and torch.is_grad_enabled()
+    h, logits, passed = _Inner.apply(x, down_RD, router_ED, probe_TXD, row_runs, through)
+    return h, logits, passed if through else x

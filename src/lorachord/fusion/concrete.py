@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lorachord.core.adapter import Frozen
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.layer import LayerSpec
 from lorachord.core.settings import option
@@ -85,8 +86,8 @@ class MaskedCombination(Combination):
             self.register_buffer("deltas", torch.stack([vectors.delta(t) for t in range(vectors.num_tasks)]))
         self.is_stacked = isinstance(vectors, Stacked)
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
-        result: Any = checkpoint(self._add, x, out, self.logits, self.coefficients, use_reentrant=False)
+    def forward(self, x: Tensor, frozen: Frozen, ctx: Context = NO_CONTEXT, *, alone: bool = False) -> Tensor:
+        result: Any = checkpoint(self._add, x, frozen(x), self.logits, self.coefficients, use_reentrant=False)
         assert isinstance(result, Tensor)
         return result
 

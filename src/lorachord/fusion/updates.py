@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorachord.core.adapter import Adapter
+from lorachord.core.adapter import Adapter, Frozen
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
 from lorachord.core.settings import MethodConfig
@@ -84,8 +84,9 @@ class DenseCombination(Combination):
         super().__init__(layer, coefficients)
         self.register_buffer("deltas", deltas_TOD)
 
-    def forward(self, x: Tensor, out: Tensor, ctx: Context = NO_CONTEXT, *, overwrite: bool = False) -> Tensor:
+    def forward(self, x: Tensor, frozen: Frozen, ctx: Context = NO_CONTEXT, *, alone: bool = False) -> Tensor:
         delta_OD = torch.einsum("t,tod->od", self.coefficients, self.get_buffer("deltas"))
+        out = frozen(x)
         return out + F.linear(x, delta_OD.to(x.dtype)).to(out.dtype)
 
 

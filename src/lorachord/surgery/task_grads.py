@@ -19,7 +19,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.adapter import Adapter
+from lorachord.core.adapter import Adapter, Frozen
 from lorachord.core.context import Context
 from lorachord.tuner.layer import LorachordLinear
 
@@ -120,7 +120,7 @@ class OnePass(TaskGradients):
         first = next(iter(self.adapters.values()))
         self._counting = first.register_forward_pre_hook(self._count) if halves else None
 
-    def _count(self, adapter: nn.Module, inputs: tuple[Tensor, Tensor, Context]) -> None:
+    def _count(self, adapter: nn.Module, inputs: tuple[Tensor, Frozen, Context]) -> None:
         ctx = inputs[2]
         if adapter.training and ctx.recording:
             for half, start, stop in ctx.half_runs or ():

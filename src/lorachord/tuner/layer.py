@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.core.adapter import Adapter
-from lorachord.core.context import NO_CONTEXT, Mixing
+from lorachord.core.adapter import Adapter, Frozen
+from lorachord.core.context import NO_CONTEXT, Context, Mixing
 
 if TYPE_CHECKING:
     from lorachord.tuner.state import SharedState
@@ -31,6 +32,16 @@ def linear_features(module: nn.Module) -> tuple[int, int] | None:
     if backend is not None and backend.layer_type == "linear":
         return module.in_features, module.out_features  # type: ignore[return-value]
     return None
+
+
+def _called(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    out: Tensor = layer(x, *args, **kwargs)
+    return out
+
+
+def _around(adapter: nn.Module, layer: Frozen, ctx: Context, alone: bool, x: Tensor) -> Tensor:
+    out: Tensor = adapter(x, layer, ctx, alone=alone)
+    return out
 
 
 class LorachordLinear(nn.Module, BaseTunerLayer):
@@ -87,24 +98,29 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         """The base layer's output plus the update of every active adapter."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        out: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged or self.shared.prompts.embedding:
+            out: Tensor = self.base_layer(x, *args, **kwargs)
             return out
-        overwrite = self._owns(out)
+        layer: Frozen = partial(_called, self.base_layer, args, kwargs) if args or kwargs else self.base_layer
+        alone = self._alone(x)
         for name in self.active_adapters:
             if name in self.lorachord_adapter:
                 ctx = self.shared.contexts.get(name, NO_CONTEXT)
-                out = self.lorachord_adapter[name](x, out, ctx, overwrite=overwrite)
-        return out
+                layer = partial(_around, self.lorachord_adapter[name], layer, ctx, alone)
+        return layer(x)
 
-    def _owns(self, out: Tensor) -> bool:
-        """Whether nobody else can have kept what the base layer has just made, nor the adapters before this one."""
+    def _alone(self, x: Tensor) -> bool:
+        """Whether nobody but the adapters can have what goes into the base layer, what comes out, or their gradients.
+
+        The adapters then write over these.
+        """
         base = self.base_layer
         return (
             type(base) in (nn.Linear, Conv1D)
-            and type(out) is Tensor
-            and out.is_contiguous()
-            and not (base._forward_hooks or base._backward_hooks or base._backward_pre_hooks)
+            and type(x) is Tensor
+            and type(base.weight) in (Tensor, nn.Parameter)
+            and not (base._forward_pre_hooks or base._forward_hooks)
+            and not (base._backward_pre_hooks or base._backward_hooks)
             and "forward" not in base.__dict__
             and not _has_any_global_hook()
             # A mode that sees all operations may keep what they return, as selective checkpointing does.

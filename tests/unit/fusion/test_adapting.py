@@ -111,7 +111,7 @@ def test_the_coefficients_gradient_is_that_of_dense_weights():
     for found in (layer, None):
         lambdas = nn.Parameter(torch.tensor([0.3, -1.0, 2.0]))
         if found is not None:
-            y = combination("linear", found, lambdas)(x, out)
+            y = combination("linear", found, lambdas)(x, lambda x: out)
         else:
             y = out + x @ sum(lambdas[t] * layer.delta(t) for t in range(3)).t()
         results.append((y, *torch.autograd.grad(y.square().sum(), [lambdas, x])))
@@ -125,7 +125,7 @@ def test_stacked_adaptation_makes_no_dense_weight():
     assert isinstance(adapter, StackedCombination)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        adapter(torch.randn(3, d_in, requires_grad=True), torch.zeros(3, d_out)).sum().backward()
+        adapter(torch.randn(3, d_in, requires_grad=True), lambda x: x.new_zeros(3, d_out)).sum().backward()
     assert max(sizes) < d_in * d_out
 
 
@@ -203,18 +203,22 @@ def test_a_mask_is_the_same_in_the_recomputation_and_another_at_the_next_step():
     draw = Draw(0)
     layer = layer_spec("linear", vectors.layers["linear"])
     adapter = MaskedCombination(layer, 0, vectors.layers["linear"], nn.Parameter(torch.ones(2)), draw)
-    x, out = torch.randn(7, 5, requires_grad=True), torch.zeros(7, 6)
+    x = torch.randn(7, 5, requires_grad=True)
+
+    def zero(x: Tensor) -> Tensor:
+        return x.new_zeros(7, 6)
+
     with torch.no_grad():
         adapter.logits.normal_()
-    y = adapter(x, out)
-    assert torch.equal(y, adapter(x, out))
+    y = adapter(x, zero)
+    assert torch.equal(y, adapter(x, zero))
     noise = draw.noise(0, adapter.logits)
     delta = masked(dense(vectors.layers["linear"].combine(torch.ones(2))), adapter.logits, noise)
     expected = torch.autograd.grad((x @ delta.t()).square().sum(), [adapter.logits, x])
     found = torch.autograd.grad(y.square().sum(), [adapter.logits, x])
     assert all(near(left, right, 1e-5) for left, right in zip(found, expected, strict=True))
     draw.step = 1
-    assert not torch.equal(y, adapter(x, out))
+    assert not torch.equal(y, adapter(x, zero))
 
 
 def test_no_dense_update_is_kept_for_the_backward_pass():
@@ -223,7 +227,7 @@ def test_no_dense_update_is_kept_for_the_backward_pass():
     adapter = MaskedCombination(LayerSpec("linear", 0, 1, 64, 96), 0, layer, nn.Parameter(torch.ones(2)), Draw(0))
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = adapter(torch.randn(3, 64, requires_grad=True), torch.zeros(3, 96))
+        y = adapter(torch.randn(3, 64, requires_grad=True), lambda x: x.new_zeros(3, 96))
         held = [tensor for tensor in kept if tensor.numel() >= 64 * 96 and tensor is not adapter.logits]
     assert not held
     y.sum().backward()

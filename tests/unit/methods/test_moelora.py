@@ -8,6 +8,7 @@ from lorachord.methods import MoELoRA
 from tests.reference import moelora
 
 LAYER = lc.LayerSpec("layer", index=0, num_layers=1, d_in=10, d_out=7)
+FROZEN = torch.nn.Linear(10, 7).requires_grad_(False)
 
 
 def adapter(**options: object) -> MoELoRA:
@@ -18,7 +19,7 @@ def adapter(**options: object) -> MoELoRA:
 
 
 def penalty_after(made: MoELoRA, x: Tensor, ctx: Context) -> Tensor:
-    made(x, torch.zeros(*x.shape[:-1], 7, dtype=torch.float64), ctx)
+    made(x, FROZEN.to(x.dtype), ctx)
     found = made.penalty()
     assert found is not None
     return found
@@ -80,7 +81,7 @@ def test_the_contrastive_loss_goes_with_the_tasks_of_its_sequences() -> None:
 
 def test_at_the_start_the_penalty_is_finite_and_reaches_nothing_but_the_router() -> None:
     made = MoELoRA(LAYER, MoELoRA.Config())
-    made(torch.randn(2, 6, 10), torch.zeros(2, 6, 7), Context.of_tasks([0, 1]))
+    made(torch.randn(2, 6, 10), FROZEN.float(), Context.of_tasks([0, 1]))
     penalty = made.penalty()
     assert penalty is not None
     penalty.backward()
@@ -94,14 +95,14 @@ def test_at_the_start_the_penalty_is_finite_and_reaches_nothing_but_the_router()
 def test_eval_records_no_penalty() -> None:
     made = adapter(contrastive=0.5)
     penalty_after(made, torch.randn(2, 6, 10, dtype=torch.float64), Context())
-    made.eval()(torch.randn(2, 6, 10).double(), torch.zeros(2, 6, 7).double(), Context())
+    made.eval()(torch.randn(2, 6, 10).double(), FROZEN.double(), Context())
     assert made.penalty() is None
 
 
 def test_under_autocast_the_contrastive_loss_is_in_float32() -> None:
     made, x = adapter(contrastive=0.5).float(), torch.randn(2, 6, 10)
     with torch.autocast("cpu", torch.bfloat16):
-        made(x, torch.zeros(2, 6, 7), Context())
+        made(x, FROZEN.float(), Context())
         gram = made.core_weight()
     assert gram is not None
     torch.testing.assert_close(gram, made.up.T @ made.up)
