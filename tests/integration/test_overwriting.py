@@ -152,7 +152,7 @@ def test_a_gradient_that_somebody_has_kept_stays_as_it_was(kind: str, method: st
             layer.base_layer.register_forward_pre_hook(partial(watch_input, kept))
         else:
             layer.base_layer.register_full_backward_hook(keep_gradient)
-    assert close(input_gradient(model), expected, 1e-5 * float(expected.abs().max()))
+    assert close(input_gradient(model), expected, 1e-4 * float(expected.abs().max()))
     assert len(kept) >= len(layers(model))
     assert all(torch.equal(grad, before) for grad, before in kept)
 

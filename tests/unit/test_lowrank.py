@@ -163,7 +163,7 @@ def test_a_sees_what_is_left_and_the_router_all(routing: bool, dropping: bool, p
     one, other, others = (torch.randn(6, width, dtype=torch.float64) for width in (3, 4, 5))
     probe = torch.zeros(2, 7 if routing else 3, 5, dtype=torch.float64, requires_grad=True) if probing else None
     runs = ((1, 0, 2), (0, 2, 6)) if probing else None
-    h, logits, passed = inner_products(dropped, x, down, router if routing else None, probe, runs, through=through)
+    h, logits, passed = inner_products(dropped, x, [down], [router] * routing, probe, runs, through=through)
     torch.testing.assert_close(h, dropped @ down.T)
     assert torch.equal(passed, x)
     loss = (h * one).sum() + (passed * 1 * others).sum()
@@ -207,7 +207,7 @@ class _Given(torch.autograd.Function):
 def test_the_gradient_of_what_went_through_is_added_to_in_place(through: bool) -> None:
     _Given.grads = []
     x, down, reader = rows(6, 5), rows(3, 5), rows(4, 5)
-    h, _, passed = inner_products(given := _Given.apply(x), given, down, None, None, None, through=through)
+    h, _, passed = inner_products(given := _Given.apply(x), given, [down], [], None, None, through=through)
     made: list[torch.Tensor] = []
     read = passed @ reader.T
     read.grad_fn.register_hook(lambda inputs, outputs: made.append(inputs[0]))
@@ -220,14 +220,14 @@ def test_the_gradient_of_what_went_through_is_added_to_in_place(through: bool) -
 def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
     x, down = rows(6, 5), rows(3, 5)
     with torch.no_grad():
-        assert inner_products(x, x, down, None, None, None, through=True)[2] is x
+        assert inner_products(x, x, [down], [], None, None, through=True)[2] is x
     x = x.detach()
-    assert inner_products(x, x, down, None, None, None, through=True)[2] is x
+    assert inner_products(x, x, [down], [], None, None, through=True)[2] is x
 
 
 def test_second_derivatives_are_right_of_what_goes_through() -> None:
     def function(x: torch.Tensor, down: torch.Tensor, router: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
-        h, logits, passed = inner_products(x, x, down, router, None, None, through=True)
+        h, logits, passed = inner_products(x, x, [down], [router], None, None, through=True)
         assert logits is not None
         return h.sin().sum() + logits.cos().sum() + (passed @ reader).sin().sum()
 

@@ -19,9 +19,9 @@ def test_pairs_are_chosen_in_the_means_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     # The mean, W_A and W_B, the W_i of two places, and the pool.
     given = [torch.randn(rows, 16, generator=generator) for rows in (3, 8, 8, 4)]
-    expected = choose_pairs(*given, None, scored=True)
+    expected = choose_pairs(given[0], *([weight] for weight in given[1:]), None, scored=True)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(choose_pairs(*given, None, scored=True), expected)
+        assert torch.equal(choose_pairs(given[0], *([weight] for weight in given[1:]), None, scored=True)[0], expected)
 
 
 def test_gradients_of_a_choice_are_finite_where_probabilities_are_zero() -> None:
@@ -31,10 +31,30 @@ def test_gradients_of_a_choice_are_finite_where_probabilities_are_zero() -> None
     router[[2, 3, 6, 7]] = -1000.0
     pairs = 1000.0 * torch.eye(4).repeat(3, 1)
     given = [tensor.requires_grad_() for tensor in (mean, router, pairs, pool)]
-    matrix = choose_pairs(*given, None, scored=True)
+    matrix = choose_pairs(given[0], *([weight] for weight in given[1:]), None, scored=True)[0]
     matrix.mul(torch.arange(16.0).view(4, 4)).sum().backward()
     for tensor in given:
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
     assert router.grad is not None
     assert router.grad.any()
+
+
+def test_choices_of_layers_with_the_same_input_are_each_what_they_are_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(3, 16, generator=generator, dtype=torch.float64).requires_grad_()
+    # W_A and W_B, the W_i of two places, and the pool, of three layers.
+    kinds = [
+        [torch.randn(rows, 16, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+        for rows in (8, 8, 4)
+    ]
+    cotangents = torch.randn(3, 3, 4, 4, generator=generator, dtype=torch.float64)
+    weights = [weight for kind in kinds for weight in kind]
+    together = choose_pairs(mean, *kinds, None, scored=True)
+    alone = [choose_pairs(mean, *([kind[layer]] for kind in kinds), None, scored=True)[0] for layer in range(3)]
+    results = [
+        [*found, *torch.autograd.grad((torch.stack([*found]) * cotangents).sum(), [mean, *weights])]
+        for found in (together, alone)
+    ]
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.routing import Router, RouterConfig, share
+from lorachord.core.routing import mix as route
 from tests.reference import hydralora, mosld
 
 ONE = torch.ones(3, 5, 1, dtype=torch.float64)
@@ -37,7 +38,7 @@ def rows() -> Tensor:
 
 
 def mix(router: Router, h: Tensor, x: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
-    return router.mix(h, router.noisy(x @ router.weight.T), ctx)
+    return route([router], h, router.noisy(x @ router.weight.T), ctx)[0]
 
 
 def penalty(router: Router) -> Tensor:
@@ -88,10 +89,10 @@ def test_balance_loss_is_1_at_balance_and_e_over_k_at_worst(top_k: int) -> None:
     router = make_router(top_k, balance=1.0)
     # Row n prefers experts n, n + 1, ... by so little that all have one probability.
     spread = torch.tensor([[(expert - row) % 4 < top_k for expert in range(4)] for row in range(4)]).double()
-    router.mix(ONE[:1, :4], 1e-9 * spread.view(1, 4, 4), NO_CONTEXT)
+    route([router], ONE[:1, :4], 1e-9 * spread.view(1, 4, 4), NO_CONTEXT)
     assert float(penalty(router).detach()) == pytest.approx(1)
     first = (torch.arange(4) < top_k).double().expand(1, 4, 4)
-    router.mix(ONE[:1, :4], 50 * first, NO_CONTEXT)
+    route([router], ONE[:1, :4], 50 * first, NO_CONTEXT)
     assert float(penalty(router).detach()) == pytest.approx(4 / top_k)
 
 
@@ -108,11 +109,43 @@ def test_groups_are_routers_of_their_own_with_their_losses_meaned() -> None:
     torch.testing.assert_close(grouped.load, torch.stack([single.load for single in singles]))
 
 
+@pytest.mark.parametrize("own_blocks", [False, True])
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_routers_of_the_same_input_are_each_what_they_are_alone(
+    own_blocks: bool, top_k: int | None, masked: bool
+) -> None:
+    groups = 1 if own_blocks else 2
+    config = RouterConfig(balance=0.5, z=0.3)
+    routers = [Router(6, 4, config, top_k=top_k, groups=groups, own_blocks=own_blocks).double() for _ in range(3)]
+    for router in routers:
+        nn.init.normal_(router.weight)
+    x, h = rows(), torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=True)
+    ctx = Context(token_mask_BL=torch.rand(3, 5) > 0.3 if masked else None)
+    cotangents = torch.randn(3, 3, 5, 8 if own_blocks else 32, dtype=torch.float64)
+    results = []
+    for together in (True, False):
+        logits = [x @ router.weight.T for router in routers]
+        if together:
+            mixed = route(routers, h, torch.cat(logits, dim=-1), ctx)
+        else:
+            parts = zip(routers, h.chunk(3, dim=-1), logits, strict=True)
+            mixed = [route([router], part, one, ctx)[0] for router, part, one in parts]
+        # Of each loss another share: they are not one.
+        losses = [share * penalty(router) for share, router in enumerate(routers, start=1)]
+        loss = sum(losses, start=(torch.stack([*mixed]) * cotangents).sum())
+        grads = torch.autograd.grad(loss, [h, *(router.weight for router in routers)])
+        loads = [router.load for router in routers]
+        results.append([*mixed, *losses, *grads, *loads])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_collapsed_groups_do_not_look_balanced_together() -> None:
     grouped, _ = make_grouped(groups=2, num_experts=2, balance=1.0)
     # Each group is collapsed, on another expert.
     logits = torch.tensor([50.0, -50.0, -50.0, 50.0], dtype=torch.float64).expand(3, 5, 4)
-    grouped.mix(torch.ones(3, 5, 2, dtype=torch.float64), logits, NO_CONTEXT)
+    route([grouped], torch.ones(3, 5, 2, dtype=torch.float64), logits, NO_CONTEXT)
     assert float(penalty(grouped).detach()) == pytest.approx(2)
 
 

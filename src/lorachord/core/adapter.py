@@ -9,12 +9,13 @@ B'; T tasks.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lorachord.core import init
 from lorachord.core.blocks import blocks_linear
@@ -22,6 +23,7 @@ from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
 from lorachord.core.lowrank import inner_products, rows_linear
 from lorachord.core.matrix import AsMatrix
+from lorachord.core.neighbours import Neighbours
 from lorachord.core.probes import Probes
 from lorachord.core.settings import MethodConfig, RankConfig
 from lorachord.core.tasks import NO_TASKS, TaskNames
@@ -48,6 +50,7 @@ class Adapter(AsMatrix):
         parameters_formula: trainable parameters of one layer, in terms of `d_in`, `d_out`, `T` and the config's fields.
         Config: the config class, a frozen keyword-only dataclass.
         no_decay: parameters that weight decay must not touch: it would pull them back to a start that means "off".
+        neighbourly: whether adapters with the same input make things for each other.
         probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
 
     Args:
@@ -60,6 +63,7 @@ class Adapter(AsMatrix):
     parameters_formula: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     no_decay: ClassVar[tuple[str, ...]] = ()
+    neighbourly: ClassVar[bool] = False
 
     down: nn.Parameter
     up: nn.Parameter
@@ -145,6 +149,21 @@ class Adapter(AsMatrix):
         """
         return h_BLR
 
+    @property
+    def goes_in_groups(self) -> bool:
+        """Whether `cores` takes groups of several adapters that have a router and the same input. Default: False."""
+        return False
+
+    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+        """`core` of each adapter in a group, this one being the first; by default it is the only one.
+
+        Args:
+            group: adapters with this one's config.
+            h_BLX, x_BLX: what `core` takes, that of all of the group side by side.
+            ctx: as in `core`.
+        """
+        return [self.core(h_BLX, x_BLX, ctx)]
+
     def folded_up(self, ctx: Context, num_rows: int) -> Tensor | None:
         """Core and B' in one, (U, R, O) for U equal blocks of the rows, where that is cheaper; else None, the default.
 
@@ -186,31 +205,72 @@ class Adapter(AsMatrix):
             inner_TXD, up_TOS, runs = probes.inner_TXD, probes.up_TOS, probes.row_runs(ctx, num_rows)
 
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
-        through = alone and given.dtype == dtype
-        weights = self.down_weight(), self.router_weight(), inner_TXD, runs
-        h, logits, passed = inner_products(dropped, x, *weights, through=through)
+        near = self.neighbours(ctx) if self.goes_in_groups and dropped is x else None
+        h, passed = None if near is None else near.found(self, given), x
+        folded_URO = None
+        if h is None:
+            group = [self] if near is None else self.group(near)
+            downs, routers = [one.down_weight() for one in group], [one.router_weight() for one in group]
+            routers_ED = [router_ED for router_ED in routers if router_ED is not None]
+            through = alone and given.dtype == dtype
+            h, logits, passed = inner_products(dropped, x, downs, routers_ED, inner_TXD, runs, through=through)
+            folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
+            if folded_URO is None and type(self).core is not Adapter.core:
+                num_samples = self.num_samples(x, ctx)
+                batch = (num_samples, num_rows // max(num_samples, 1))
+                seen = seen if logits is None else logits
+                if seen is x or seen is logits:
+                    seen = laid_out(seen, batch)
+                h = laid_out(h, batch)
+                mixed = self.cores(group, h, seen, ctx) if len(group) > 1 else [self.core(h, seen, ctx)]
+                # Autocast makes some sums wide, and which ones depends on the device.
+                h, *others = (laid_out(rows.to(dtype), leading) for rows in mixed)
+                if near is not None:
+                    near.keep(dict(zip(group[1:], others, strict=True)))
+
         out = frozen(given if passed is x else passed)
         overwrite = alone and out.is_contiguous()
-
-        seen = seen if logits is None else logits
-        folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
-        if folded_URO is not None and out.dtype == dtype:
-            return blocks_linear(h, folded_URO.to(dtype), out, self.scale, overwrite=overwrite)
-        if type(self).core is not Adapter.core:
-            num_samples = self.num_samples(x, ctx)
-            batch = (num_samples, num_rows // max(num_samples, 1))
-            if seen is x or seen is logits:
-                seen = laid_out(seen, batch)
-            # Autocast makes some sums wide, and which ones depends on the device.
-            h = laid_out(self.core(laid_out(h, batch), seen, ctx).to(dtype), leading)
-        up_OS = self.up_weight().to(dtype)
         if out.dtype == dtype:
             # One product adds to the output in place of two passes over it.
+            if folded_URO is not None:
+                return blocks_linear(h, folded_URO.to(dtype), out, self.scale, overwrite=overwrite)
+            up_OS = self.up_weight().to(dtype)
             return rows_linear(
                 h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs, overwrite=overwrite
             )
         # The frozen layer has a dtype of its own.
-        return out + rows_linear(h, up_OS, scale=self.scale, probe_TOI=up_TOS, row_runs=runs).to(out.dtype)
+        if folded_URO is not None:
+            update = blocks_linear(h, folded_URO.to(dtype), torch.zeros_like(out, dtype=dtype), self.scale)
+        else:
+            update = rows_linear(h, self.up_weight().to(dtype), scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
+        return out + update.to(out.dtype)
+
+    @final
+    def neighbours(self, ctx: Context) -> Neighbours | None:
+        """Where adapters with the same input make things for each other; None where each makes its own."""
+        apart = self.probes is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return None if apart else ctx.neighbours
+
+    @final
+    def group(self, near: Neighbours) -> list[Self]:
+        """The adapters for whom this one is to make something, itself first: it may be alone."""
+        members = near.of(self)
+        if len(members) > 1 and all(self._goes_with(other) for other in members):
+            return list(members)  # type: ignore[arg-type]
+        return [self]
+
+    def _goes_with(self, other: nn.Module) -> bool:
+        """Whether another adapter does the same, and has its weights at hand: not sharded, offloaded or not loaded."""
+        return other is self or (
+            type(other) is type(self)
+            and (other.config, other.training, other.probes) == (self.config, self.training, None)
+            and all(
+                type(theirs) is type(own)
+                and (theirs.device, theirs.dtype, theirs.dim()) == (own.device, own.dtype, own.dim())
+                and theirs.numel() > 0
+                for own, theirs in zip(self.parameters(), other.parameters(), strict=True)
+            )
+        )
 
     @final
     def _checked(self, ctx: Context, x: Tensor, num_rows: int) -> Context:

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lorachord.core.devices import moved
+from lorachord.core.neighbours import Neighbours
 from lorachord.core.reading import Reading
 
 
@@ -45,6 +46,7 @@ class Context:
         kept: in a pass over the prompt, where layers keep what they have read of it, by name; it goes with the pass's
             cache. None keeps nothing.
         reading: what the layers of this pass share in reading the prompt; None where they share nothing.
+        neighbours: what layers with the same input make for each other; None where each makes its own.
         recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
             pass; else None.
     """
@@ -56,6 +58,7 @@ class Context:
     prompt_mask_BL: Tensor | None = None
     cosines_BC: Tensor | None = None
     reading: Reading | None = None
+    neighbours: Neighbours | None = None
     kept: dict[str, Tensor] | None = None
     recalled: Mapping[str, Tensor] | None = None
 
@@ -98,12 +101,15 @@ class Context:
     def apart(self, *, recording: bool = True) -> Self:
         """The same context for a part of the pass that shares nothing with the rest."""
         reading = None if self.reading is None else Reading()
-        return replace(self, reading=reading, recording=self.recording and recording)
+        neighbours = None if self.neighbours is None else self.neighbours.apart()
+        return replace(self, reading=reading, neighbours=neighbours, recording=self.recording and recording)
 
     def end(self) -> None:
         """The pass, or the part of it, is over: let go of what its layers have shared."""
         if self.reading is not None:
             self.reading.end()
+        if self.neighbours is not None:
+            self.neighbours.end()
 
     def to(self, device: torch.device) -> Self:
         """The same context with its task ids on `device`."""

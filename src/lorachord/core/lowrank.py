@@ -19,6 +19,7 @@ the kernels it saves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,52 +136,51 @@ class _RowsLinear(torch.autograd.Function):
 
 
 class _Inner(torch.autograd.Function):
-    """`x W^T` of one weight, or of two stacked as one with an output for each; and x, if others read it from here.
+    """`x W^T` of weights stacked as one, in one or two outputs; and x, if others read it from here.
 
-    Of two weights, as operations of autograd's own, split and cat cost a third of the product. What others make of x
-    then arrives here as a gradient, to which that of the product is added in place.
+    As operations of autograd's own, split and cat cost a third of the product. What others make of x arrives here as a
+    gradient, to which that of the product is added in place.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        first_OI: Tensor,
-        second_OI: Tensor | None,
+        num_first: int,
         probe_TOI: Tensor | None,
         row_runs: Runs | None,
         through: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        weight_OI = first_OI if second_OI is None else torch.cat([first_OI, second_OI])
-        ctx.save_for_backward(x, weight_OI, first_OI, second_OI)
-        ctx.sizes = [len(first_OI), len(weight_OI) - len(first_OI)]
+        weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
+        ctx.save_for_backward(x, weight_OI, *weights)
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
         y_NO = _matmul(x.reshape(-1, x.shape[-1]), weight_OI.t())
-        parts_NO = (y_NO,) if second_OI is None else y_NO.split(ctx.sizes, dim=1)
+        parts_NO = (y_NO,) if num_first == len(weight_OI) else y_NO.tensor_split((num_first,), dim=1)
         first, *second = (part_NO.view(*x.shape[:-1], -1) for part_NO in parts_NO)
         return first, second[0] if second else None, x.view_as(x) if through else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight_OI, first_OI, second_OI = ctx.saved_tensors
-        if second_OI is not None and torch.is_grad_enabled():
-            # Second derivatives are those of the two.
-            weight_OI = torch.cat([first_OI, second_OI])
+        x, weight_OI, *weights = ctx.saved_tensors
+        if len(weights) > 1 and torch.is_grad_enabled():
+            # Second derivatives are those of what was stacked.
+            weight_OI = torch.cat(weights)
         x_NI, (*products, others) = x.reshape(-1, x.shape[-1]), grads
         parts_NO = [grad.reshape(-1, grad.shape[-1]) for grad in products if grad is not None]
         grad_NO = parts_NO[0] if len(parts_NO) == 1 else torch.cat(parts_NO, dim=1)
-        needs_x, needs_first, needs_second, needs_probe = ctx.needs_input_grad[:4]
-        grad_x = grad_first = grad_second = grad_probe = None
-        if needs_x and others is not None:
+        grad_x = grad_probe = None
+        grad_weights: tuple[Tensor | None, ...] = (None,) * len(weights)
+        if ctx.needs_input_grad[0] and others is not None:
             grad_x = others.reshape(x_NI.shape).addmm_(grad_NO, weight_OI).view(x.shape)
-        elif needs_x:
+        elif ctx.needs_input_grad[0]:
             grad_x = _matmul(grad_NO, weight_OI).view(x.shape)
-        if needs_probe:
+        if ctx.needs_input_grad[2]:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
-        elif needs_first or needs_second:
+        elif any(ctx.needs_input_grad[5:]):
             grad_OI = _weight_gradient(grad_NO, x_NI)
-            grad_first, grad_second = grad_OI.split(ctx.sizes) if second_OI is not None else (grad_OI, None)
-        return grad_x, grad_first, grad_second, grad_probe, None, None
+            grad_weights = grad_OI.split([len(weight) for weight in weights]) if len(weights) > 1 else (grad_OI,)
+        return grad_x, None, grad_probe, None, None, *grad_weights
 
 
 def rows_linear(
@@ -228,8 +228,8 @@ def rows_linear(
 def inner_products(
     dropped: Tensor,
     x: Tensor,
-    down_RD: Tensor,
-    router_ED: Tensor | None,
+    downs: Sequence[Tensor],
+    routers: Sequence[Tensor],
     probe_TXD: Tensor | None,
     row_runs: Runs | None,
     *,
@@ -240,31 +240,35 @@ def inner_products(
     Args:
         dropped: (..., D), `drop(x)`; the same object as `x` where nothing is dropped: then both are one product.
         x: (..., D), in the dtype to compute in.
-        down_RD, router_ED: A' and W.
+        downs, routers: A' and W; those of several adapters stand one below the other.
         probe_TXD, row_runs: as in `rows_linear`, for A' with W below it.
         through: whether all else that is made of x is made of the x that is returned, by what gives its gradient away:
             that of the products is then added to it in place, which saves a pass over it. An accelerator leaves it as
             it is, and so does dropout.
     """
-    down_RD = down_RD.to(x.dtype)
-    router_ED = None if router_ED is None else router_ED.to(x.dtype)
-    sizes = [len(down_RD), 0 if router_ED is None else len(router_ED)]
+    downs, routers = ([weight.to(x.dtype) for weight in weights] for weights in (downs, routers))
+    num_rows = sum(len(down_RD) for down_RD in downs)
     if dropped is not x:
         # The router looks at all of x.
-        down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.split(sizes, dim=1)
-        h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)
-        if router_ED is None:
+        down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.tensor_split((num_rows,), dim=1)
+        h = rows_linear(dropped, _stacked(downs), probe_TOI=down_TRD, row_runs=row_runs)
+        if not routers:
             return h, None, x
-        return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs), x
+        return h, rows_linear(x, _stacked(routers), probe_TOI=router_TED, row_runs=row_runs), x
+    weights = [*downs, *routers]
     if probe_TXD is not None:
         # As in `rows_linear`.
-        down_RD, router_ED = down_RD.detach(), None if router_ED is None else router_ED.detach()
-        probe_TXD = probe_TXD.to(x.dtype)
+        weights, probe_TXD = [weight.detach() for weight in weights], probe_TXD.to(x.dtype)
     elif not on_cpu(x):
-        if router_ED is None:
-            return rows_linear(x, down_RD), None, x
-        h, logits = rows_linear(x, torch.cat([down_RD, router_ED])).split(sizes, dim=-1)
+        y = rows_linear(x, _stacked(weights))
+        if not routers:
+            return y, None, x
+        h, logits = y.tensor_split((num_rows,), dim=-1)
         return h, logits, x
     through = through and x.requires_grad and torch.is_grad_enabled()
-    h, logits, passed = _Inner.apply(x, down_RD, router_ED, probe_TXD, row_runs, through)
+    h, logits, passed = _Inner.apply(x, num_rows, probe_TXD, row_runs, through, *weights)
     return h, logits, passed if through else x
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat([*weights])

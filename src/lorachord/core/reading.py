@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lorachord.core.neighbours import Same
+
 
 class Reading:
     """Each token's share in a mean over the prompt, and the last mean: queries, keys and values have the same input.
@@ -18,7 +20,8 @@ class Reading:
 
     def __init__(self) -> None:
         self._shares: tuple[Tensor, Tensor] | None = None
-        self._mean: tuple[Tensor, int, bool, Tensor] | None = None
+        self._same = Same()
+        self._mean_BD: Tensor | None = None
 
     def shares(self, mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
         """`shares_of` the mask, made once."""
@@ -28,20 +31,17 @@ class Reading:
 
     def mean_of(self, x: Tensor) -> Tensor | None:
         """The mean that was kept of this very tensor, unless it has changed since; else None."""
-        if self._mean is None:
-            return None
-        of, version, with_graph, mean_BD = self._mean
-        same = of is x and version == x._version and with_graph == torch.is_grad_enabled()
-        return mean_BD if same else None
+        return self._mean_BD if self._same(x) else None
 
     def keep(self, x: Tensor, mean_BD: Tensor) -> None:
         """Keep the mean of x, and no longer that of another."""
-        # A tensor of inference mode does not tell whether it has changed.
-        self._mean = None if x.is_inference() else (x, x._version, torch.is_grad_enabled(), mean_BD)
+        self._same.note(x)
+        self._mean_BD = mean_BD
 
     def end(self) -> None:
         """Let go of all: the graph of a pass must not hold on to itself."""
-        self._shares = self._mean = None
+        self._same.note(None)
+        self._shares = self._mean_BD = None
 
 
 def shares_of(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
+from typing_extensions import Self
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
-from lorachord.core.routing import Router, RouterConfig
+from lorachord.core.routing import Router, RouterConfig, mix
 
 
 class RoutedAdapter(Adapter):
@@ -16,6 +19,7 @@ class RoutedAdapter(Adapter):
     """
 
     mixing = Mixing.INPUT
+    neighbourly = True
     router: Router | None
 
     def reset(self) -> None:
@@ -31,10 +35,26 @@ class RoutedAdapter(Adapter):
         return None if self.router is None else self.router.weight
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        if self.router is None:
-            return h_BLR
+        return self.cores([self], h_BLR, x_BLX, ctx)[0]
+
+    @property
+    def goes_in_groups(self) -> bool:
+        return self.router is not None
+
+    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+        routers = [one.router for one in group if one.router is not None]
+        if not routers:
+            return [h_BLX]
         assert x_BLX is not None
-        return self.router.mix(h_BLR, self.router.noisy(x_BLX), ctx)
+        logits_BLX = routers[0].noisy(x_BLX)
+        mixed = mix(routers, h_BLX, logits_BLX, ctx)
+        parts = zip(group, h_BLX.chunk(len(group), dim=-1), logits_BLX.chunk(len(group), dim=-1), strict=True)
+        for one, h_BLR, logits_BLE in parts:
+            one.watch(h_BLR, logits_BLE, ctx)
+        return mixed
+
+    def watch(self, h_BLR: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
+        """Record a loss of the method's own, made of what its router has just mixed. Default: none."""
 
     def penalty(self) -> Tensor | None:
         return None if self.router is None else self.router.penalty()

@@ -1,16 +1,18 @@
 """Routers: gates over experts for each token, and the losses that keep them in use and their logits small.
 
 Shapes: B samples, L rows of one sample, N = B * L rows; D inputs; R rows of what is gated, S of what comes out; E
-experts, K of them chosen per row; G groups of rank slots, each with gates of its own.
+experts, K of them chosen per row; G groups of rank slots, each with gates of its own; Y routers with the same input.
 
 Background. What a router does to a row is a dozen operations on a handful of numbers, so their number is what it costs:
-as autograd's own they took as long as the factors' products. Here they are one autograd function, and the logits come
-out of the product with A (`Adapter.router_weight`). All is laid out as the products around it are, (N, E, G): with rows
-last the loops are longer, but transposing to and fro takes what that gains.
+as autograd's own they took as long as the factors' products. Here they are one autograd function, for all layers with
+the same input (`core/neighbours.py`), and the logits come out of the product with A (`Adapter.router_weight`). All is
+laid out as the products around it are, (N, Y, E, G): with rows last the loops are longer, but transposing to and fro
+takes what that gains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,27 +105,6 @@ class Router(nn.Module):
             return logits_BLX
         return torch.add(logits_BLX, torch.randn_like(logits_BLX), alpha=self.config.noise)
 
-    def mix(self, h_BLR: Tensor, logits_BLX: Tensor, ctx: Context) -> Tensor:
-        """`g (x) h`: (B, L, S), experts side by side; the gates in at least float32.
-
-        Args:
-            h_BLR: what all experts share, then S = E R; or their own blocks side by side, then S = R.
-            logits_BLX: from `noisy`, X = E G.
-            ctx: of this pass; padding counts in no loss and no load.
-        """
-        mask_BL = mask_of(ctx, logits_BLX)
-        weights = (self.config.balance, self.config.z) if self.training and self.penalised else None
-        mixed_BLS, loss, load_EG = _Route.apply(
-            h_BLR, logits_BLX, self.groups, self.own_blocks, self.top_k, weights, mask_BL, ctx.recording
-        )
-        if ctx.recording:
-            # Marked as without a gradient, it still has one to the compiler.
-            load_EG = load_EG.detach()
-            self.recorded, self.last = loss, load_EG
-            self.total = load_EG if self.total is None else self.total.to(load_EG.device) + load_EG
-        out: Tensor = mixed_BLS
-        return out
-
     def record(self, loss: Tensor) -> None:
         """Add a loss of the method's own to those of the last forward pass."""
         self.recorded = loss if self.recorded is None else self.recorded + loss
@@ -146,6 +127,30 @@ class Router(nn.Module):
         return {**self.__dict__, "recorded": None}
 
 
+def mix(routers: Sequence[Router], h_BLX: Tensor, logits_BLX: Tensor, ctx: Context) -> Sequence[Tensor]:
+    """`g (x) h` of each router, (B, L, S), experts side by side; the gates in at least float32.
+
+    Args:
+        routers: of layers with the same input, alike in all but their weights.
+        h_BLX: (B, L, Y R), one router's rows beside the other's: what all its experts share, then S = E R; or their own
+            blocks side by side, then S = R.
+        logits_BLX: (B, L, Y E G), from `noisy`.
+        ctx: of this pass; padding counts in no loss and no load.
+    """
+    first, num_routers = routers[0], len(routers)
+    weights = (first.config.balance, first.config.z) if first.training and first.penalised else None
+    options = num_routers, first.groups, first.own_blocks, first.top_k, weights
+    load_YEG, *results = _Route.apply(h_BLX, logits_BLX, *options, mask_of(ctx, logits_BLX), ctx.recording)
+    if ctx.recording:
+        # Marked as without a gradient, it still has one to the compiler.
+        loads, losses = load_YEG.detach(), results[num_routers:] or [None] * num_routers
+        for router, load_EG, loss in zip(routers, loads, losses, strict=True):
+            router.recorded, router.last = loss, load_EG
+            router.total = load_EG if router.total is None else router.total.to(load_EG.device) + load_EG
+    mixed: list[Tensor] = results[:num_routers]
+    return mixed
+
+
 def mask_of(ctx: Context, rows_BLX: Tensor) -> Tensor | None:
     """True for the rows that count; None where all do, and where a layer does not see the rows that the mask is of."""
     mask_BL = ctx.token_mask_BL
@@ -158,7 +163,7 @@ def share(counts_EG: Tensor) -> Tensor:
 
 
 class _Route(torch.autograd.Function):
-    """`(g (x) h, weighted losses, load)` with g the gates of the logits.
+    """The loads (Y, E, G); `g (x) h` with g the gates of the logits, of each router; and the weighted losses of each.
 
     What the losses need of all rows, `price` and `pull`, is kept on the node and not among the saved tensors: in a
     checkpoint's recompute it is not made again, which would take another collective.
@@ -167,80 +172,87 @@ class _Route(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        h_BLR: Tensor,
+        h_BLX: Tensor,
         logits_BLX: Tensor,
+        num_routers: int,
         groups: int,
         own_blocks: bool,
         top_k: int | None,
         weights: tuple[float, float] | None,
         mask_BL: Tensor | None,
         recording: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         wide = torch.promote_types(logits_BLX.dtype, torch.float32)
-        num_experts = logits_BLX.shape[-1] // groups
-        logits_NEG = logits_BLX.to(wide).reshape(-1, num_experts, groups)
-        probs_NEG = gates_NEG = torch.softmax(logits_NEG, dim=1)
-        mask_N11 = None if mask_BL is None else mask_BL.reshape(-1, 1, 1).to(wide)
+        num_experts = logits_BLX.shape[-1] // (groups * num_routers)
+        logits_NYEG = logits_BLX.to(wide).reshape(-1, num_routers, num_experts, groups)
+        probs_NYEG = gates_NYEG = torch.softmax(logits_NYEG, dim=2)
+        mask_N111 = None if mask_BL is None else mask_BL.reshape(-1, 1, 1, 1).to(wide)
 
         def over_rows(values: Tensor) -> Tensor:
             # No matrix product: under autocast it would count in half precision.
-            return (values if mask_N11 is None else values * mask_N11).sum(0)
+            return (values if mask_N111 is None else values * mask_N111).sum(0)
 
-        chosen_NEG = gates_NEG
+        chosen_NYEG = gates_NYEG
         if top_k is not None or (weights and weights[0]):
-            chosen_NEG = torch.zeros_like(probs_NEG).scatter_(1, probs_NEG.topk(top_k or 1, dim=1).indices, 1.0)
+            chosen_NYEG = torch.zeros_like(probs_NYEG).scatter_(2, probs_NYEG.topk(top_k or 1, dim=2).indices, 1.0)
         if top_k is not None:
-            gates_NEG = probs_NEG * chosen_NEG
-            gates_NEG.div_(gates_NEG.sum(1, keepdim=True))
+            gates_NYEG = probs_NYEG * chosen_NYEG
+            gates_NYEG.div_(gates_NYEG.sum(2, keepdim=True))
 
-        loss: Tensor | None = None
-        load_EG = lse_N1G = ctx.price_EG = None
+        losses: tuple[Tensor, ...] = ()
+        load_YEG = lse_NY1G = ctx.price_YEG = None
         if weights and weights[1]:
-            lse_N1G = logits_NEG.logsumexp(1, keepdim=True)
+            lse_NY1G = logits_NYEG.logsumexp(2, keepdim=True)
         if recording:
-            load_EG = over_rows(gates_NEG) if top_k is None else over_rows(chosen_NEG)
-            ctx.mark_non_differentiable(load_EG)
-        if load_EG is not None and weights:
+            load_YEG = over_rows(gates_NYEG) if top_k is None else over_rows(chosen_NYEG)
+            ctx.mark_non_differentiable(load_YEG)
+        if load_YEG is not None and weights:
             balance, z = weights
-            chosen_EG, num_ranks = across_ranks(over_rows(chosen_NEG) if top_k is None else load_EG)
-            num_rows: Tensor | int = max(len(probs_NEG), 1)
-            if mask_N11 is not None or num_ranks > 1:
+            chosen_YEG, num_ranks = across_ranks(over_rows(chosen_NYEG) if top_k is None else load_YEG)
+            num_rows: Tensor | int = max(len(probs_NYEG), 1)
+            if mask_N111 is not None or num_ranks > 1:
                 # A row chooses K times in every group, and a dense one's probabilities sum to 1: this counts rows.
-                num_rows = (chosen_EG.sum() / (groups * (top_k or 1))).clamp_min(1)
+                num_rows = (chosen_YEG.sum() / (num_routers * groups * (top_k or 1))).clamp_min(1)
             price = balance * num_experts * num_ranks / ((top_k or 1) * groups)
-            ctx.price_EG = chosen_EG * (price / num_rows**2)
-            loss = (ctx.price_EG * over_rows(probs_NEG)).sum()
-            if lse_N1G is not None:
+            ctx.price_YEG = chosen_YEG * (price / num_rows**2)
+            loss_Y = (ctx.price_YEG * over_rows(probs_NYEG)).flatten(1).sum(1)
+            if lse_NY1G is not None:
                 ctx.pull = z * num_ranks / groups / num_rows
-                loss = loss + ctx.pull * over_rows(lse_N1G.square()).sum()
+                loss_Y = loss_Y + ctx.pull * over_rows(lse_NY1G.square()).flatten(1).sum(1)
+            losses = loss_Y.unbind()
         # X is E where each expert gates a block of its own, else 1; a group has P rows.
-        h_NXGP = h_BLR.reshape(len(gates_NEG), num_experts if own_blocks else 1, groups, -1)
-        ctx.save_for_backward(h_NXGP, gates_NEG, probs_NEG if weights else None, lse_N1G, mask_N11)
-        ctx.shapes, ctx.dtype = (h_BLR.shape, logits_BLX.shape), logits_BLX.dtype
-        mixed_NEGP = gates_NEG.to(h_BLR.dtype).unsqueeze(3) * h_NXGP
-        return mixed_NEGP.view(*h_BLR.shape[:2], -1), loss, load_EG
+        h_NYXGP = h_BLX.reshape(len(gates_NYEG), num_routers, num_experts if own_blocks else 1, groups, -1)
+        ctx.save_for_backward(h_NYXGP, gates_NYEG, probs_NYEG if weights else None, lse_NY1G, mask_N111)
+        ctx.shapes, ctx.dtype = (h_BLX.shape, logits_BLX.shape), logits_BLX.dtype
+        mixed_NYEGP = gates_NYEG.to(h_BLX.dtype).unsqueeze(4) * h_NYXGP
+        mixed = (mixed_NEGP.view(*h_BLX.shape[:2], -1) for mixed_NEGP in mixed_NYEGP.flatten(2).unbind(1))
+        return load_YEG, *mixed, *losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BLS: Tensor, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        h_NXGP, gates_NEG, probs_NEG, lse_N1G, mask_N11 = ctx.saved_tensors
-        grad_NEGP = grad_BLS.reshape(*gates_NEG.shape, -1)
-        grad_h_NXGP = grad_NEGP * gates_NEG.to(grad_NEGP.dtype).unsqueeze(3)
-        if h_NXGP.shape[1] == 1:
-            grad_h_NXGP = grad_h_NXGP.sum(1)
-        slope_NEGP = grad_NEGP * h_NXGP
+    def backward(ctx: Any, _: Tensor | None, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_NYXGP, gates_NYEG, probs_NYEG, lse_NY1G, mask_N111 = ctx.saved_tensors
+        num_routers = gates_NYEG.shape[1]
+        rows = [grad_BLS.reshape(len(gates_NYEG), -1) for grad_BLS in grads[:num_routers]]
+        grad_NYEGP = (rows[0] if num_routers == 1 else torch.stack(rows, dim=1)).view(*gates_NYEG.shape, -1)
+        grad_h_NYXGP = grad_NYEGP * gates_NYEG.to(grad_NYEGP.dtype).unsqueeze(4)
+        if h_NYXGP.shape[2] == 1:
+            grad_h_NYXGP = grad_h_NYXGP.sum(2)
+        slope_NYEGP = grad_NYEGP * h_NYXGP
         # Of blocks of one row there is nothing to sum.
-        slope_NEG = slope_NEGP.squeeze(3) if h_NXGP.shape[3] == 1 else slope_NEGP.sum(3)
+        slope_NYEG = slope_NYEGP.squeeze(4) if h_NYXGP.shape[4] == 1 else slope_NYEGP.sum(4)
         # Renormalised top-k gates are a softmax too, over the chosen logits alone.
-        grad_NEG = through_softmax(slope_NEG.to(gates_NEG.dtype), gates_NEG, dim=1)
-        if ctx.price_EG is not None:
-            cost_NEG = through_softmax((grad_loss * ctx.price_EG).expand_as(probs_NEG), probs_NEG, dim=1)
-            if lse_N1G is not None:
-                cost_NEG.addcmul_(probs_NEG, lse_N1G * (2 * ctx.pull * grad_loss))
-            grad_NEG.add_(cost_NEG if mask_N11 is None else cost_NEG * mask_N11)
+        grad_NYEG = through_softmax(slope_NYEG.to(gates_NYEG.dtype), gates_NYEG, dim=2)
+        if ctx.price_YEG is not None:
+            losses = grads[num_routers:]
+            grad_Y11 = (losses[0] if num_routers == 1 else torch.stack(losses)).view(-1, 1, 1)
+            cost_NYEG = through_softmax((grad_Y11 * ctx.price_YEG).expand_as(probs_NYEG), probs_NYEG, dim=2)
+            if lse_NY1G is not None:
+                cost_NYEG.addcmul_(probs_NYEG, lse_NY1G * (2 * ctx.pull * grad_Y11))
+            grad_NYEG.add_(cost_NYEG if mask_N111 is None else cost_NYEG * mask_N111)
         h_shape, logits_shape = ctx.shapes
-        grad_h, grad_logits = grad_h_NXGP.reshape(h_shape), grad_NEG.to(ctx.dtype).view(logits_shape)
-        return grad_h, grad_logits, None, None, None, None, None, None
+        grad_h, grad_logits = grad_h_NYXGP.reshape(h_shape), grad_NYEG.to(ctx.dtype).view(logits_shape)
+        return grad_h, grad_logits, None, None, None, None, None, None, None
 
 
 def through_softmax(grad: Tensor, probs: Tensor, dim: int) -> Tensor:

@@ -14,12 +14,13 @@ q_k = p_A[s_A(k)] p_B[s_B(k)] (`scored`, a construction): the c_k sum to r as th
 Shapes: E factors in a pool, r of them chosen; B samples, L rows of one sample; F logits of one row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lorachord.core import init
 from lorachord.core.context import Context
@@ -38,6 +39,7 @@ class MixLoRA(PromptLevel):
     """
 
     method = "mixlora"
+    neighbourly = True
     paper = "Conditional mixture of LoRA (arXiv 2402.15896)"
     parameters_formula = "num_experts*(d_in + d_out) + ((2 + r)*num_experts*d_in if selection == 'scored' else 0)"
 
@@ -101,13 +103,23 @@ class MixLoRA(PromptLevel):
 
     def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """x, and the matrix (B, E, E) that each prompt has chosen."""
-        weights = self.router, self.router_pairs, self.down
         if not self.learns:
             with torch.no_grad():
-                return x, choose_pairs(self.prompt_mean(x, ctx)[1], *weights, None, scored=False)
+                return x, self._choices([self], self.prompt_mean(x, ctx)[1], None)[0]
+        near = self.neighbours(ctx)
+        chosen = None if near is None else near.found(self, x)
         # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
         x, mean_BD = self.prompt_mean(x, ctx)
-        return x, choose_pairs(mean_BD, *weights, self.core_probe(ctx), scored=True)
+        if chosen is None:
+            group = [self] if near is None else self.group(near)
+            chosen, *others = self._choices(group, mean_BD, self.core_probe(ctx))
+            if near is not None:
+                near.keep(dict(zip(group[1:], others, strict=True)))
+        return x, chosen
+
+    def _choices(self, group: Sequence[Self], mean_BD: Tensor, probe_BCD: Tensor | None) -> Sequence[Tensor]:
+        routers, places = [one.router for one in group], [one.router_pairs for one in group]
+        return choose_pairs(mean_BD, routers, places, [one.down for one in group], probe_BCD, scored=self.learns)
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None

@@ -80,16 +80,12 @@ class MoELoRA(RoutedAdapter):
         with without_autocast(self.up):
             return self.up.t() @ self.up
 
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        assert self.router is not None
-        assert x_BLX is not None
-        logits_BLE = self.router.noisy(x_BLX)
-        mixed_BLR = self.router.mix(h_BLR, logits_BLE, ctx)
+    def watch(self, h_BLR: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
         if self.training and self.config.contrastive > 0:
-            loss = self._contrast(h_BLR, logits_BLE, ctx)
+            loss = self._contrast(h_BLR, logits_BLX, ctx)
             if loss is not None:
+                assert self.router is not None
                 self.router.record(self.config.contrastive * loss)
-        return mixed_BLR
 
     def _contrast(self, h_BLR: Tensor, logits_BLE: Tensor, ctx: Context) -> Tensor | None:
         config, mask_BL = self.config, mask_of(ctx, h_BLR)

@@ -99,6 +99,7 @@ class LorachordModel(BaseTuner):
         for shared in states_of(self.model):
             shared.task_names.pop(adapter_name, None)
             shared.prompts.forget(adapter_name)
+            shared.groups.pop(adapter_name, None)
 
     def _check_merge_allowed(self) -> None:
         """PEFT's check knows no adapter names; `check_merge`, which does, has been called before."""

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.core.neighbours import Groups, Neighbours
 from lorachord.core.tasks import TaskNames, Tasks
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.layer import LorachordLinear
@@ -42,6 +43,7 @@ class SharedState:
         named: the contexts that `on_task` has set; replaced, never changed.
         contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask and prompts.
         prompts: for adapters that choose by prompt.
+        groups: the layers with the same input, by adapter, of adapters that make things for each other.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class SharedState:
         self.contexts: Contexts = {}
         self.checkpointed: list[nn.Module] = []
         self.prompts = Prompts()
+        self.groups: dict[str, Groups] = {}
 
     def add_adapter(self, model: nn.Module, name: str, config: LorachordConfig) -> None:
         """Take up an adapter that was put into `model`, and hook the model if that is the first."""
@@ -65,6 +68,9 @@ class SharedState:
         if any(adapter.records_penalty for adapter in adapters):
             self.recording.add(name)
         self.prompts.add_adapter(name, adapters, config)
+        self.groups.pop(name, None)
+        if any(adapter.neighbourly for adapter in adapters):
+            self.groups[name] = Groups()
         self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
         if not self.hooks_of(model):
             model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
@@ -107,6 +113,11 @@ class SharedState:
         looking = self._looking(model)
         if looking:
             contexts = self.prompts.settle(model, named, looking, contexts)
+        if self.groups and model.training and torch.is_grad_enabled():
+            # In training alone: sums of another order would make the first pass differ from those after it.
+            contexts = {**contexts}
+            for name, groups in self.groups.items():
+                contexts[name] = replace(contexts.get(name, NO_CONTEXT), neighbours=Neighbours(groups))
         batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
         if batch is not None:
             # Once, and not again in each layer.

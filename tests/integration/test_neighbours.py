@@ -1,0 +1,159 @@
+"""Layers with the same input route in one go, and nothing else changes."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lorachord as lc
+from lorachord.core import pairs, routing
+from lorachord.core.adapter import Adapter
+from tests.integration.helpers import METHODS, NO_DROPOUT, close, gradients, layers
+from tests.tiny_models import perturb, tiny, token_ids
+
+ROUTED = pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("hydralora", {"balance": 0.1, "z": 0.1}),
+        ("mosld", {}),
+        ("mode", {"r": 4, "block": 2}),
+        ("malora", {}),
+        ("moelora", {"contrastive": 0.1}),
+        ("mixlora", {}),
+    ],
+)
+MASK = torch.ones(4, 7, dtype=torch.long)
+MASK[1, 4:] = 0
+
+
+def in_training(architecture: str, method: str, **options: Any) -> nn.Module:
+    # In float32 the order of sums would show.
+    model = lc.attach(tiny(architecture, **NO_DROPOUT[architecture]).double(), method, **{**METHODS[method], **options})
+    perturb(model, 0.3)
+    return model.train()
+
+
+def step(model: nn.Module, seed: int = 1) -> dict[str, Tensor]:
+    """The answers, the penalty and all gradients of a pass, and the routers' loads."""
+    model.zero_grad()
+    answers = model(input_ids=token_ids(seed=seed), attention_mask=MASK).logits
+    penalty = lc.penalty(model)
+    (answers.square().sum() + penalty).backward()
+    return {"answers": answers, "penalty": penalty, **gradients(model), **lc.router_load(model, forget=True)}
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts how often anything is routed."""
+    count: Counter[str] = Counter()
+    for function in (routing._Route, pairs._Choose):
+        apply = function.apply
+        monkeypatch.setattr(function, "apply", lambda *args, apply=apply: count.update(["routed"]) or apply(*args))
+    return count
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert close(value, expected[name], 1e-9 * float(expected[name].detach().abs().max())), name
+
+
+@ROUTED
+@pytest.mark.parametrize(("architecture", "one_by_one", "together"), [("llama", 14, 8), ("bert", 13, 9)])
+def test_routing_together_changes_nothing(
+    architecture: str,
+    one_by_one: int,
+    together: int,
+    method: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, count = in_training(architecture, method, **options), calls(monkeypatch)
+    expected = step(model)
+    assert count["routed"] == one_by_one
+    count.clear()
+    assert_same(step(model), expected)
+    assert count["routed"] == together
+    # And of another batch.
+    found = step(model, seed=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Adapter, "neighbours", lambda self, ctx: None)
+        expected = step(model, seed=2)
+    assert_same(found, expected)
+
+
+@ROUTED
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_passes_before_one_backward_pass(method: str, options: dict[str, Any], checkpointing: bool) -> None:
+    model = in_training("llama", method, **options)
+
+    def both() -> dict[str, Tensor]:
+        model.zero_grad()
+        losses = []
+        for seed in (1, 2):
+            losses.append(model(input_ids=token_ids(seed=seed)).logits.square().sum() + lc.penalty(model))
+        torch.stack(losses).sum().backward()
+        return gradients(model)
+
+    expected = both()
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    assert_same(both(), expected)
+
+
+def adapter_of(model: nn.Module, name: str) -> Adapter:
+    return next(layer for path, layer in layers(model).items() if path.endswith(name)).active()[0]
+
+
+@pytest.mark.parametrize("method", ["hydralora", "mixlora"])
+def test_an_adapter_whose_weights_are_not_at_hand_is_left_to_itself(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, count = in_training("llama", method), calls(monkeypatch)
+    step(model)
+    absent = adapter_of(model, "layers.0.self_attn.k_proj")
+    weights = dict(absent.named_parameters())
+    shapes = {name: weight.data for name, weight in weights.items()}
+
+    def bring(*_: Any) -> None:
+        for name, weight in weights.items():
+            weight.data = shapes[name]
+
+    def take(*_: Any) -> None:
+        for weight in weights.values():
+            weight.data = torch.empty(0)
+
+    # As a launcher does that shards: the weights are there while their layer is called.
+    absent.register_forward_pre_hook(bring)
+    absent.register_forward_hook(take)
+    take()
+    count.clear()
+    model(input_ids=token_ids())
+    # The first block's query, key and value by themselves.
+    assert count["routed"] == 10
+
+
+@pytest.mark.parametrize("method", ["hydralora", "mixlora"])
+def test_in_evaluation_each_layer_routes_by_itself(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, count = in_training("llama", method), calls(monkeypatch)
+    step(model)
+    model.eval()
+    count.clear()
+    assert torch.equal(step(model)["answers"], step(model)["answers"])
+    assert count["routed"] == 28
+
+
+def test_an_adapter_under_the_name_of_another_learns_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, count = in_training("llama", "hydralora"), calls(monkeypatch)
+    step(model)
+    model.add_adapter("other", lc.LorachordConfig.build("hydralora", **METHODS["hydralora"]))
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.add_adapter("default", lc.LorachordConfig.build("hydralora", **METHODS["hydralora"]))
+    model.set_adapter("default")
+    for expected in (14, 8):
+        count.clear()
+        step(model)
+        assert count["routed"] == expected
