@@ -5,7 +5,12 @@ from torch import nn
 
 from lorachord.core.neighbours import Groups, Neighbours
 
-Q, K, V, OUT = (nn.Identity() for _ in range(4))
+
+class Member(nn.Module):
+    config, probes = "the same", None
+
+
+Q, K, V, OUT = (Member() for _ in range(4))
 
 
 def read(near: Neighbours, *calls: tuple[nn.Module, torch.Tensor]) -> list[object]:
@@ -14,7 +19,7 @@ def read(near: Neighbours, *calls: tuple[nn.Module, torch.Tensor]) -> list[objec
     for adapter, x in calls:
         found = near.found(adapter, x)
         if found is None:
-            others = near.of(adapter)[1:]
+            others = near.group(adapter)[1:]
             near.keep({other: place for place, other in enumerate(others, start=1)})
         results.append(found)
     return results

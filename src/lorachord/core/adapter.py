@@ -21,7 +21,7 @@ from lorachord.core import init
 from lorachord.core.blocks import blocks_linear
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.layer import LayerSpec
-from lorachord.core.lowrank import inner_products, rows_linear
+from lorachord.core.lowrank import Runs, inner_products, rows_linear
 from lorachord.core.matrix import AsMatrix
 from lorachord.core.neighbours import Neighbours
 from lorachord.core.probes import Probes
@@ -193,84 +193,69 @@ class Adapter(AsMatrix):
         Raises:
             ValueError: a TASK method without task ids, or ids that do not fit the rows.
         """
-        num_rows, leading = x.numel() // self.layer.d_in, x.shape[:-1]
+        num_rows = x.numel() // self.layer.d_in
         ctx = self._checked(ctx, x, num_rows)
         # Under autocast the frozen layer computes in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        given, (x, seen) = x, self.look(x.to(dtype), ctx)
         # Where nothing is differentiated, no gradients are collected.
-        probes, inner_TXD, up_TOS, runs = self.probes, None, None, None
-        if probes is not None and torch.is_grad_enabled():
-            inner_TXD, up_TOS, runs = probes.inner_TXD, probes.up_TOS, probes.row_runs(ctx, num_rows)
+        probes = self.probes if torch.is_grad_enabled() else None
+        up_TOS, runs = (None, None) if probes is None else (probes.up_TOS, probes.row_runs(ctx, num_rows))
 
+        h, folded_URO, x = self._inside(x, ctx, dtype, runs, through=alone)
+        out = frozen(x)
+        overwrite = alone and out.is_contiguous()
+        # One product adds to the output in place of two passes over it; but the layer may have a dtype of its own.
+        onto = out if out.dtype == dtype else None
+        if folded_URO is not None:
+            onto = torch.zeros_like(out, dtype=dtype) if onto is None else onto
+            y = blocks_linear(h, folded_URO.to(dtype), onto, self.scale, overwrite=overwrite)
+        else:
+            up_OS = self.up_weight().to(dtype)
+            y = rows_linear(h, up_OS, out=onto, scale=self.scale, probe_TOI=up_TOS, row_runs=runs, overwrite=overwrite)
+        return y if out.dtype == dtype else out + y.to(out.dtype)
+
+    def _inside(
+        self, given: Tensor, ctx: Context, dtype: torch.dtype, runs: Runs | None, through: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What comes out of the core, or out of A' with core and B' in one; and x for the frozen layer."""
+        x, seen = self.look(given.to(dtype), ctx)
         dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         near = self.neighbours(ctx) if self.goes_in_groups and dropped is x else None
-        h, passed = None if near is None else near.found(self, given), x
-        folded_URO = None
-        if h is None:
-            group = [self] if near is None else self.group(near)
-            downs, routers = [one.down_weight() for one in group], [one.router_weight() for one in group]
-            routers_ED = [router_ED for router_ED in routers if router_ED is not None]
-            through = alone and given.dtype == dtype
-            h, logits, passed = inner_products(dropped, x, downs, routers_ED, inner_TXD, runs, through=through)
-            folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
-            if folded_URO is None and type(self).core is not Adapter.core:
-                num_samples = self.num_samples(x, ctx)
-                batch = (num_samples, num_rows // max(num_samples, 1))
-                seen = seen if logits is None else logits
-                if seen is x or seen is logits:
-                    seen = laid_out(seen, batch)
-                h = laid_out(h, batch)
-                mixed = self.cores(group, h, seen, ctx) if len(group) > 1 else [self.core(h, seen, ctx)]
-                # Autocast makes some sums wide, and which ones depends on the device.
-                h, *others = (laid_out(rows.to(dtype), leading) for rows in mixed)
-                if near is not None:
-                    near.keep(dict(zip(group[1:], others, strict=True)))
+        found = None if near is None else near.found(self, given)
+        if found is not None:
+            return found, None, given
+        group = [self] if near is None else near.group(self)
+        routers = [one.router_weight() for one in group]
+        weights = [one.down_weight() for one in group], [router_ED for router_ED in routers if router_ED is not None]
+        leaf_TXD = None if runs is None or self.probes is None else self.probes.inner_TXD
+        through = through and given.dtype == dtype
+        h, logits, passed = inner_products(dropped, x, *weights, leaf_TXD, runs, through=through)
+        passed = given if passed is x else passed
 
-        out = frozen(given if passed is x else passed)
-        overwrite = alone and out.is_contiguous()
-        if out.dtype == dtype:
-            # One product adds to the output in place of two passes over it.
-            if folded_URO is not None:
-                return blocks_linear(h, folded_URO.to(dtype), out, self.scale, overwrite=overwrite)
-            up_OS = self.up_weight().to(dtype)
-            return rows_linear(
-                h, up_OS, out=out, scale=self.scale, probe_TOI=up_TOS, row_runs=runs, overwrite=overwrite
-            )
-        # The frozen layer has a dtype of its own.
-        if folded_URO is not None:
-            update = blocks_linear(h, folded_URO.to(dtype), torch.zeros_like(out, dtype=dtype), self.scale)
-        else:
-            update = rows_linear(h, self.up_weight().to(dtype), scale=self.scale, probe_TOI=up_TOS, row_runs=runs)
-        return out + update.to(out.dtype)
+        num_rows = x.numel() // self.layer.d_in
+        folded_URO = self.folded_up(ctx, num_rows) if runs is None else None
+        if folded_URO is not None or type(self).core is Adapter.core:
+            return h, folded_URO, passed
+        num_samples = self.num_samples(x, ctx)
+        batch = (num_samples, num_rows // max(num_samples, 1))
+        if logits is not None:
+            seen = laid_out(logits, batch)
+        elif seen is x:
+            seen = laid_out(x, batch)
+        h_BLX = laid_out(h, batch)
+        mixed = self.cores(group, h_BLX, seen, ctx) if len(group) > 1 else [self.core(h_BLX, seen, ctx)]
+        # Autocast makes some sums wide, and which ones depends on the device.
+        h, *others = (laid_out(rows.to(dtype), x.shape[:-1]) for rows in mixed)
+        if near is not None:
+            near.keep(dict(zip(group[1:], others, strict=True)))
+        return h, None, passed
 
     @final
     def neighbours(self, ctx: Context) -> Neighbours | None:
         """Where adapters with the same input make things for each other; None where each makes its own."""
         apart = self.probes is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling()
         return None if apart else ctx.neighbours
-
-    @final
-    def group(self, near: Neighbours) -> list[Self]:
-        """The adapters for whom this one is to make something, itself first: it may be alone."""
-        members = near.of(self)
-        if len(members) > 1 and all(self._goes_with(other) for other in members):
-            return list(members)  # type: ignore[arg-type]
-        return [self]
-
-    def _goes_with(self, other: nn.Module) -> bool:
-        """Whether another adapter does the same, and has its weights at hand: not sharded, offloaded or not loaded."""
-        return other is self or (
-            type(other) is type(self)
-            and (other.config, other.training, other.probes) == (self.config, self.training, None)
-            and all(
-                type(theirs) is type(own)
-                and (theirs.device, theirs.dtype, theirs.dim()) == (own.device, own.dtype, own.dim())
-                and theirs.numel() > 0
-                for own, theirs in zip(self.parameters(), other.parameters(), strict=True)
-            )
-        )
 
     @final
     def _checked(self, ctx: Context, x: Tensor, num_rows: int) -> Context:

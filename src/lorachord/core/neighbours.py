@@ -2,19 +2,18 @@
 
 Which layers these are is learnt from one pass and used from the next on. The first of them to be called then makes what
 all need, with the weights of all, and the others find it here.
-
-Shapes: none of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Members = tuple[nn.Module, ...]
+Member = TypeVar("Member", bound=nn.Module)
 
 
 class Groups:
@@ -90,9 +89,10 @@ class Neighbours:
         self._run = [adapter]
         return None
 
-    def of(self, adapter: nn.Module) -> Members:
+    def group(self, adapter: Member) -> list[Member]:
         """The adapters for whom this one is to make something, itself first: it may be alone."""
-        return self._known.get(adapter, (adapter,))
+        members = self._known.get(adapter, (adapter,))
+        return [*members] if all(_alike(adapter, other) for other in members) else [adapter]  # type: ignore[list-item]
 
     def keep(self, made: dict[nn.Module, Any]) -> None:
         """What was just made for the others."""
@@ -102,3 +102,18 @@ class Neighbours:
         """Let go of all: the graph of a pass must not hold on to itself."""
         self._same.note(None)
         self._run, self._made = [], {}
+
+
+def _alike(adapter: Any, other: Any) -> bool:
+    """Whether another adapter does the same, and has its weights at hand: not sharded, offloaded or not loaded."""
+    return other is adapter or (
+        type(other) is type(adapter)
+        and (other.config, other.training) == (adapter.config, adapter.training)
+        and other.probes is None
+        and all(
+            type(theirs) is type(own)
+            and (theirs.device, theirs.dtype, theirs.dim()) == (own.device, own.dtype, own.dim())
+            and theirs.numel() > 0
+            for own, theirs in zip(adapter.parameters(), other.parameters(), strict=True)
+        )
+    )

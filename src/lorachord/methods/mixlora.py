@@ -111,7 +111,7 @@ class MixLoRA(PromptLevel):
         # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
         x, mean_BD = self.prompt_mean(x, ctx)
         if chosen is None:
-            group = [self] if near is None else self.group(near)
+            group = [self] if near is None else near.group(self)
             chosen, *others = self._choices(group, mean_BD, self.core_probe(ctx))
             if near is not None:
                 near.keep(dict(zip(group[1:], others, strict=True)))
