@@ -521,3 +521,14 @@ def test_the_keyword_works_on_a_model_that_transformers_adapted(tmp_path):
     plain = tiny("llama")
     plain.load_adapter(str(tmp_path), adapter_name="mine")
     assert close(logits(plain, lorachord_tasks=MIXED), task_logits(model, MIXED))
+
+
+def test_a_frozen_adapter_of_the_same_method_needs_no_graph_of_its_penalty() -> None:
+    model = lc.attach(tiny("llama"), "moelora", **METHODS["moelora"])
+    model.add_adapter("frozen", lc.LorachordConfig.build("moelora", **METHODS["moelora"]))
+    model.base_model.set_adapter(["default", "frozen"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".default." in name)
+    model.train()(input_ids=token_ids())
+    lc.penalty(model).backward()
+    assert all((parameter.grad is not None) == (".default." in name) for name, parameter in model.named_parameters())

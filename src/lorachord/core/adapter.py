@@ -175,6 +175,11 @@ class Adapter(AsMatrix):
         """A scalar to add to the loss, already weighted, or None. Default: None."""
         return None
 
+    @classmethod
+    def penalties(cls, adapters: Sequence[Self]) -> list[Tensor]:
+        """Scalars that add up to the penalties of adapters, for a method that makes some of them in one go."""
+        return [term for one in adapters if (term := one.penalty()) is not None]
+
     @property
     def records_penalty(self) -> bool:
         """Whether `penalty` is made of what the last forward recorded (so that it needs that forward's graph)."""

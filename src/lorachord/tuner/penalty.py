@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lorachord.core.adapter import Adapter
 from lorachord.tuner.state import adapted_layers
 
 
@@ -14,17 +15,18 @@ def penalty(model: nn.Module) -> Tensor:
     Raises:
         ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.
     """
-    terms = []
+    alike: dict[tuple[type[Adapter], bool], list[Adapter]] = {}
     for layer in adapted_layers(model):
         for adapter in layer.active():
-            term = adapter.penalty()
-            if term is None:
-                continue
-            graphless = torch.is_grad_enabled() and not term.requires_grad
-            if graphless and any(parameter.requires_grad for parameter in adapter.parameters()):
+            trains = any(parameter.requires_grad for parameter in adapter.parameters())
+            alike.setdefault((type(adapter), trains), []).append(adapter)
+    terms = []
+    for (method, trains), adapters in alike.items():
+        for term in method.penalties(adapters):
+            if trains and torch.is_grad_enabled() and not term.requires_grad:
                 raise ValueError(
-                    f"The penalty of {adapter.layer.name} was recorded without a graph and would train nothing. It was "
-                    "made under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
+                    f"A penalty of {method.method} was recorded without a graph and would train nothing. It was made "
+                    "under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
                 )
             terms.append(term)
     if not terms:

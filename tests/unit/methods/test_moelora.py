@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -109,3 +111,25 @@ def test_under_autocast_the_contrastive_loss_is_in_float32() -> None:
     penalty = made.penalty()
     assert penalty is not None
     assert penalty.dtype == torch.float32
+
+
+def test_penalties_of_several_layers_add_up_to_those_of_each() -> None:
+    # Of five layers of one kind, and one of another.
+    layers = [adapter(contrastive=0.5, balance=0.3) for _ in range(5)] + [adapter(contrastive=0.5, num_experts=3)]
+    for made in layers:
+        penalty_after(made, torch.randn(2, 6, 10, dtype=torch.float64), Context())
+    alone = torch.stack([made.penalty() for made in layers]).sum()
+    together = torch.stack(MoELoRA.penalties(layers)).sum()
+    torch.testing.assert_close(together, alone)
+    leaves = [leaf for made in layers for leaf in (made.down, made.up)]
+    for one, other in zip(
+        *(torch.autograd.grad(loss, leaves, retain_graph=True) for loss in (together, alone)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_copy_has_no_part_in_the_graph_of_the_last_pass() -> None:
+    made = adapter(contrastive=0.5)
+    penalty_after(made, torch.randn(2, 6, 10, dtype=torch.float64), Context())
+    assert copy.deepcopy(made).penalty() is None
+    assert made.penalty() is not None
