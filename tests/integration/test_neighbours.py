@@ -1,6 +1,9 @@
 """Layers with the same input route in one go, and nothing else changes."""
 
+import copy
+import pickle
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,6 +146,18 @@ def test_in_evaluation_each_layer_routes_by_itself(method: str, monkeypatch: pyt
     count.clear()
     assert torch.equal(step(model)["answers"], step(model)["answers"])
     assert count["routed"] == 28
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_groups_of_its_own(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = in_training("llama", "moelora", contrastive=0.1)
+    step(model)
+    twin = copied(model)
+    expected = step(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_same(step(twin), expected)
 
 
 def test_an_adapter_under_the_name_of_another_learns_anew(monkeypatch: pytest.MonkeyPatch) -> None:

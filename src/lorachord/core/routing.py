@@ -105,10 +105,6 @@ class Router(nn.Module):
             return logits_BLX
         return torch.add(logits_BLX, torch.randn_like(logits_BLX), alpha=self.config.noise)
 
-    def record(self, loss: Tensor) -> None:
-        """Add a loss of the method's own to those of the last forward pass."""
-        self.recorded = loss if self.recorded is None else self.recorded + loss
-
     def penalty(self) -> Tensor | None:
         """The weighted losses of the last forward pass, or None where there are none."""
         return self.recorded

@@ -113,8 +113,8 @@ class SharedState:
         looking = self._looking(model)
         if looking:
             contexts = self.prompts.settle(model, named, looking, contexts)
-        if self.groups and model.training and torch.is_grad_enabled():
-            # In training alone: sums of another order would make the first pass differ from those after it.
+        if self.groups and model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # In training alone: sums of another order make the first pass differ from those after it.
             contexts = {**contexts}
             for name, groups in self.groups.items():
                 contexts[name] = replace(contexts.get(name, NO_CONTEXT), neighbours=Neighbours(groups))
