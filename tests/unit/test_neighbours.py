@@ -1,5 +1,6 @@
 """What adapters with the same input make for each other, and when each makes its own."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,7 +8,8 @@ from lorachord.core.neighbours import Groups, Neighbours
 
 
 class Member(nn.Module):
-    config, probes = "the same", None
+    config: str = "the same"
+    probes: object = None
 
 
 Q, K, V, OUT = (Member() for _ in range(4))
@@ -80,3 +82,16 @@ def test_a_pass_that_has_ended_holds_nothing() -> None:
     assert near.found(K, x) is None
     # A pass that broke off tells nothing of the group.
     assert groups.by_first == {Q: (Q, K)}
+
+
+@pytest.mark.parametrize("which", [Q, K])
+@pytest.mark.parametrize(("name", "value"), [("config", "another"), ("training", False), ("probes", "leaves")])
+def test_each_makes_its_own_where_one_differs(which: nn.Module, name: str, value: object) -> None:
+    groups, x = learnt(Q, K), torch.ones(2)
+    before = getattr(which, name)
+    setattr(which, name, value)
+    try:
+        assert read(Neighbours(groups), (Q, x), (K, x)) == [None, None]
+    finally:
+        setattr(which, name, before)
+    assert read(Neighbours(groups), (Q, x), (K, x)) == [None, 1]

@@ -259,8 +259,7 @@ class Adapter(AsMatrix):
     @final
     def neighbours(self, ctx: Context) -> Neighbours | None:
         """Where adapters with the same input make things for each other; None where each makes its own."""
-        apart = self.probes is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling()
-        return None if apart else ctx.neighbours
+        return ctx.neighbours if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
 
     @final
     def _checked(self, ctx: Context, x: Tensor, num_rows: int) -> Context:

@@ -105,10 +105,14 @@ class Neighbours:
 
 
 def _alike(adapter: Any, other: Any) -> bool:
-    """Whether another adapter does the same, and has its weights at hand: not sharded, offloaded or not loaded."""
+    """Whether another adapter does the same, and has its weights at hand: not sharded, offloaded or not loaded.
+
+    Gradients per task are collected by each for itself.
+    """
     return other is adapter or (
         type(other) is type(adapter)
         and (other.config, other.training) == (adapter.config, adapter.training)
+        and adapter.probes is None
         and other.probes is None
         and all(
             type(theirs) is type(own)

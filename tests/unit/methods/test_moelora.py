@@ -133,3 +133,11 @@ def test_a_copy_has_no_part_in_the_graph_of_the_last_pass() -> None:
     penalty_after(made, torch.randn(2, 6, 10, dtype=torch.float64), Context())
     assert copy.deepcopy(made).penalty() is None
     assert made.penalty() is not None
+
+
+def test_a_recompute_leaves_what_the_last_pass_has_kept() -> None:
+    made = adapter(contrastive=0.5, balance=0.3)
+    expected = penalty_after(made, torch.randn(2, 6, 10, dtype=torch.float64), Context())
+    other = torch.randn(2, 6, 10, dtype=torch.float64)
+    torch.testing.assert_close(penalty_after(made, other, Context(recording=False)), expected)
+    assert not torch.allclose(penalty_after(made, other, Context()), expected)
