@@ -127,6 +127,15 @@ def test_a_base_layer_with_a_hook_is_left_alone(kind: str) -> None:
     assert not layer._alone(x)
 
 
+def test_so_is_one_whose_weight_is_of_another_kind() -> None:
+    class Packed(nn.Parameter):
+        pass
+
+    layer = next(iter(layers(adapted("llama", "lora")).values()))
+    layer.base_layer.weight = Packed(layer.base_layer.weight.data)
+    assert not layer._alone(torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("kind", HOOKS)
 def test_so_is_every_layer_while_there_is_a_hook_on_all_modules(kind: str) -> None:
     layer = next(iter(layers(adapted("llama", "lora")).values()))

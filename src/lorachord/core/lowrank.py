@@ -152,7 +152,7 @@ class _Inner(torch.autograd.Function):
         through: bool,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        weight_OI = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weight_OI = _stacked(weights)
         ctx.save_for_backward(x, weight_OI, *weights)
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
         y_NO = _matmul(x.reshape(-1, x.shape[-1]), weight_OI.t())
