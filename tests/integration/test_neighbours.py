@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import lorachord as lc
 from lorachord.core import pairs, routing
 from lorachord.core.adapter import Adapter
+from lorachord.core.contrast import spread_tokens
+from lorachord.methods import moelora
 from tests.integration.helpers import METHODS, NO_DROPOUT, close, gradients, layers
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -23,7 +25,7 @@ ROUTED = pytest.mark.parametrize(
         ("mosld", {}),
         ("mode", {"r": 4, "block": 2}),
         ("malora", {}),
-        ("moelora", {"contrastive": 0.1}),
+        ("moelora", {"contrastive": 0.1, "contrastive_tokens": 4}),
         ("mixlora", {}),
     ],
 )
@@ -172,3 +174,11 @@ def test_an_adapter_under_the_name_of_another_learns_anew(monkeypatch: pytest.Mo
         count.clear()
         step(model)
         assert count["routed"] == expected
+
+
+def test_which_tokens_moelora_looks_at_is_asked_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, spread = in_training("llama", "moelora", contrastive=0.1, contrastive_tokens=4), [], spread_tokens
+    monkeypatch.setattr(moelora, "spread_tokens", lambda *args: asked.append(args) or spread(*args))
+    for num_passes in (1, 2):
+        step(model)
+        assert len(asked) == num_passes

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lorachord.core.contrast import contrastive_loss, spread_tokens
+from lorachord.core.contrast import contrastive_loss, grams_of, spread_tokens
 from tests.reference import moelora
 
 B, L, E, K, R, D, O = 3, 6, 4, 2, 2, 5, 7  # noqa: E741
@@ -21,11 +21,9 @@ def parts() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def ours(x: Tensor, down: Tensor, up: Tensor, chosen: Tensor, valid: Tensor, tau: float = 0.1) -> Tensor:
-    own = torch.nn.functional.one_hot(chosen, E).to(x)
-    q = own.unsqueeze(-1) * (x @ down.T).view(B, L, 1, E, R)
+    own = torch.nn.functional.one_hot(chosen, E) * valid[:, :, None, None]
     gram = (up.T @ up).expand(1, 1, -1, -1)
-    own = own * valid[:, :, None, None]
-    return contrastive_loss(q.reshape(1, B, L * K, E * R), gram, own.view(1, B, L * K, E), tau)
+    return contrastive_loss((x @ down.T).unsqueeze(0), gram, own.to(x).unsqueeze(0), tau)
 
 
 def test_equals_the_naive_loss_and_its_gradients() -> None:
@@ -46,12 +44,10 @@ def test_equals_the_naive_loss_and_its_gradients() -> None:
 
 def test_has_the_derivatives_of_its_formula_also_with_a_gram_for_each_sequence() -> None:
     chosen = torch.rand(2, 4, E).topk(K).indices
-    own = torch.nn.functional.one_hot(chosen, E).double()
-    counted = own * (torch.rand(2, 4, 1, 1) > 0.2)
+    own = torch.nn.functional.one_hot(chosen, E).double() * (torch.rand(2, 4, 1, 1) > 0.2)
 
     def function(h: Tensor, up: Tensor) -> Tensor:
-        q = (own.unsqueeze(-1) * h.view(2, 4, 1, E, R)).view(2, 4 * K, E * R)
-        return contrastive_loss(q.unsqueeze(0), (up.mT @ up).unsqueeze(0), counted.flatten(1, 2).unsqueeze(0), 0.5)
+        return contrastive_loss(h.unsqueeze(0), (up.mT @ up).unsqueeze(0), own.unsqueeze(0), 0.5)
 
     h = torch.randn(2, 4, E * R, dtype=torch.float64, requires_grad=True)
     for grams in (1, 2):
@@ -89,10 +85,9 @@ def test_layers_add_up() -> None:
     valid = torch.rand(B, L) > 0.2
     alone = sum(ours(*layer, valid) for layer in layers)
     own = torch.stack([torch.nn.functional.one_hot(chosen, E).double() for _, _, _, chosen in layers])
-    h = torch.stack([(x @ down.T).view(B, L, 1, E, R) for x, down, _, _ in layers])
+    h = torch.stack([x @ down.T for x, down, _, _ in layers])
     grams = torch.stack([(up.T @ up).unsqueeze(0) for _, _, up, _ in layers])
-    q = (own.unsqueeze(-1) * h).reshape(3, B, L * K, E * R)
-    together = contrastive_loss(q, grams, (own * valid[..., None, None]).flatten(2, 3), 0.1)
+    together = contrastive_loss(h, grams, own * valid[..., None, None], 0.1)
     torch.testing.assert_close(together, alone)
     leaves = [leaf for _, down, up, _ in layers for leaf in (down, up)]
     for one, other in zip(*(torch.autograd.grad(loss, leaves) for loss in (together, alone)), strict=True):
@@ -102,11 +97,23 @@ def test_layers_add_up() -> None:
 @pytest.mark.parametrize("limit", [1, 3, 4, 8])
 def test_tokens_are_spread_evenly_over_those_that_count(limit: int) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
-    place, valid = spread_tokens(mask, limit)
-    assert (place is None) == (limit >= 6)
-    place = torch.arange(6).expand(4, -1) if place is None else place
-    for row in range(4):
-        tokens = mask[row].nonzero().flatten().tolist()
-        num = min(limit, len(tokens))
-        wanted = tokens if len(tokens) <= limit else [tokens[n * len(tokens) // num] for n in range(num)]
-        assert place[row][valid[row]].tolist() == wanted
+    rows, valid = spread_tokens(mask, limit)
+    assert (rows is None) == (limit >= 6)
+    tokens = torch.arange(24) if rows is None else rows
+    for row, (found, kept) in enumerate(zip(tokens.view(4, -1), valid, strict=True)):
+        counted = mask[row].nonzero().flatten().tolist()
+        num = min(limit, len(counted))
+        wanted = counted if len(counted) <= limit else [counted[n * len(counted) // num] for n in range(num)]
+        assert (found[kept] - 6 * row).tolist() == wanted
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_grams_have_their_values_and_gradients(num_layers: int) -> None:
+    ups = [torch.randn(O, E * R, dtype=torch.float64, requires_grad=True) for _ in range(num_layers)]
+    weight = torch.randn(num_layers, E * R, E * R, dtype=torch.float64)
+    weight = weight + weight.mT
+    found, wanted = grams_of(ups), torch.stack([up.T @ up for up in ups])
+    torch.testing.assert_close(found, wanted)
+    gradients = (torch.autograd.grad(grams, ups, weight) for grams in (found, wanted))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -95,3 +95,16 @@ def test_each_makes_its_own_where_one_differs(which: nn.Module, name: str, value
     finally:
         setattr(which, name, before)
     assert read(Neighbours(groups), (Q, x), (K, x)) == [None, 1]
+
+
+def test_what_all_need_alike_is_made_once_in_a_pass_and_again_in_a_part_of_it() -> None:
+    made: list[str] = []
+    mask, other = torch.ones(2), torch.ones(2)
+    near = Neighbours(Groups())
+    for place in (near, near, near.apart(), near):
+        assert place.once((mask, 3), lambda: made.append("mask") or "of the mask") == "of the mask"
+    assert near.once((other, 3), lambda: "of another") == "of another"
+    assert near.once((mask, 4), lambda: "of four") == "of four"
+    assert made == ["mask"] * 2
+    near.end()
+    assert near.once((mask, 3), lambda: "anew") == "anew"

@@ -10,6 +10,7 @@ each has chosen); E experts of rank R, S = E R.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,19 +32,31 @@ def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor | None, Tensor]:
         limit: the most tokens of one sequence.
 
     Returns:
-        Positions (B, M) with M = min(L, limit), or None for all as they are; and (B, M), True where there is such a
-        token.
+        With M = min(L, limit): the rows (B M,), counted through the batch, or None for all as they are; and (B, M),
+        True where there is such a token.
     """
-    if mask_BL.shape[1] <= limit:
+    num_sequences, length = mask_BL.shape
+    if length <= limit:
         return None, mask_BL
     count_B1 = mask_BL.sum(1, keepdim=True)
     nth_BM = torch.arange(limit, device=mask_BL.device) * count_B1.clamp_min(limit) // limit
     # The tokens that count come first, in their order.
     order_BL = mask_BL.byte().argsort(dim=1, descending=True, stable=True)
-    return order_BL.gather(1, nth_BM), nth_BM < count_B1
+    order_BL += torch.arange(0, num_sequences * length, length, device=mask_BL.device).unsqueeze(1)
+    return order_BL.gather(1, nth_BM).flatten(), nth_BM < count_B1
 
 
-def contrastive_loss(q_YBMS: Tensor, gram_YXSS: Tensor, own_YBME: Tensor, temperature: float) -> Tensor:
+def grams_of(ups_OS: Sequence[Tensor]) -> Tensor:
+    """`B^T B` of the stacked B's of layers alike: (Y, S, S), in their dtype.
+
+    Its gradient is taken to be symmetric, as it is of what depends on products of outputs.
+    """
+    with without_autocast(ups_OS[0]):
+        grams_YSS: Tensor = _Grams.apply(*ups_OS)
+    return grams_YSS
+
+
+def contrastive_loss(h_YBLS: Tensor, gram_YXSS: Tensor, own_YBLKE: Tensor, temperature: float) -> Tensor:
     """InfoNCE within each sequence: the same expert's other outputs are positives, those of other experts negatives.
 
         mean over q of -log( sum_{k+} exp(q . k+ / tau) / sum_{k != q} exp(q . k / tau) )
@@ -54,14 +67,15 @@ def contrastive_loss(q_YBMS: Tensor, gram_YXSS: Tensor, own_YBME: Tensor, temper
     one collective.
 
     Args:
-        q_YBMS: in each row one expert's h in its own R places, zero elsewhere; in at least float32.
+        h_YBLS: each token's h of all experts, side by side; in at least float32.
         gram_YXSS: Gram matrix of the stacked B's of each layer; one (X = 1), or one for each sequence (X = B). Its
             gradient is symmetric.
-        own_YBME: 1 at the expert whose output it is, else 0; only zeros for outputs that do not count. In q's dtype.
+        own_YBLKE: the K experts whose outputs there are of a token: 1 at the expert, else 0; only zeros for outputs
+            that do not count. In h's dtype.
         temperature: tau, at least 0.025.
     """
-    with without_autocast(q_YBMS):
-        loss: Tensor = _Contrast.apply(q_YBMS, gram_YXSS, own_YBME, temperature)
+    with without_autocast(h_YBLS):
+        loss: Tensor = _Contrast.apply(h_YBLS, gram_YXSS, own_YBLKE, temperature)
     return loss
 
 
@@ -72,53 +86,77 @@ def _times(rows_YBMS: Tensor, gram_YXSS: Tensor) -> Tensor:
     return (rows_YBMS.flatten(1, 2) @ gram_YXSS.squeeze(1)).view(rows_YBMS.shape)
 
 
+class _Grams(torch.autograd.Function):
+    """`B^T B`, in as few operations as there can be: on so little, it is their number that costs."""
+
+    @staticmethod
+    def forward(ctx: Any, *ups_OS: Tensor) -> Tensor:
+        ctx.save_for_backward(*ups_OS)
+        if len(ups_OS) == 1:
+            return (ups_OS[0].t() @ ups_OS[0]).unsqueeze(0)
+        ups_YOS = torch.stack(ups_OS)
+        return ups_YOS.mT @ ups_YOS
+
+    @staticmethod
+    def backward(ctx: Any, grad_YSS: Tensor) -> tuple[Tensor, ...]:
+        ups_OS = ctx.saved_tensors
+        if len(ups_OS) == 1:
+            return (torch.addmm(ups_OS[0], ups_OS[0], grad_YSS[0], beta=0, alpha=2),)
+        ups_YOS = torch.stack(ups_OS)
+        return torch.baddbmm(ups_YOS, ups_YOS, grad_YSS, beta=0, alpha=2).unbind()
+
+
 class _Contrast(torch.autograd.Function):
     """The loss, with its gradients made at once: they need the same exponentials.
 
-    Of the M x M pairs as little as possible is made: what depends on whose outputs they are is products with `own`.
+    All is a function of the products of outputs, `P = q G q^T`, whose diagonal has their squared norms. So the outputs
+    themselves, which are mostly zeros, are the factors of a few matrix products and nothing else; and of the M x M
+    pairs, what depends on whose outputs they are is products with `own`.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_YBMS: Tensor, gram_YXSS: Tensor, own_YBME: Tensor, temperature: float) -> Tensor:
-        u_YBMS = _times(q_YBMS, gram_YXSS)
-        inverse_YBM1 = ((u_YBMS * q_YBMS).sum(-1, keepdim=True) + EPSILON).rsqrt()
-        q_YBMS, u_YBMS = q_YBMS * inverse_YBM1, u_YBMS * inverse_YBM1
-        q_ZMS, u_ZMS, own_ZME = (rows.flatten(0, 1) for rows in (q_YBMS, u_YBMS, own_YBME))
+    def forward(ctx: Any, h_YBLS: Tensor, gram_YXSS: Tensor, own_YBLKE: Tensor, temperature: float) -> Tensor:
+        num_layers, num_sequences, *_, num_experts = own_YBLKE.shape
+        h_YBL1ER = h_YBLS.unflatten(3, (num_experts, -1)).unsqueeze(3)
+        # In each row one expert's h, zero elsewhere.
+        q_YBMS = (own_YBLKE.unsqueeze(5) * h_YBL1ER).flatten(4).flatten(2, 3)
+        q_ZMS, own_ZME = q_YBMS.flatten(0, 1), own_YBLKE.flatten(2, 3).flatten(0, 1)
+        cosine_ZMM = torch.bmm(_times(q_YBMS, gram_YXSS).flatten(0, 1), q_ZMS.mT)
+        inverse_ZM1 = (cosine_ZMM.diagonal(dim1=1, dim2=2) + EPSILON).rsqrt().unsqueeze(2)
+        cosine_ZMM.mul_(inverse_ZM1).mul_(inverse_ZM1.mT)
         # A cosine is at most 1: so no exponential overflows, and from tau = 0.025 on none vanishes in float32.
-        least = q_ZMS.new_full((), -1 / temperature)
-        all_ZMM = torch.baddbmm(least, u_ZMS, q_ZMS.mT, alpha=1 / temperature).exp_()
+        all_ZMM = (cosine_ZMM - 1).mul_(1 / temperature).exp_()
         all_ZMM.diagonal(dim1=1, dim2=2).zero_()
         by_expert_ZME = all_ZMM @ own_ZME
         all_ZM1, positive_ZM1 = (sums.sum(-1, keepdim=True) for sums in (by_expert_ZME, by_expert_ZME * own_ZME))
 
         is_term_ZM1 = positive_ZM1 > 0
-        num_Z11 = is_term_ZM1.sum(1, keepdim=True)
-        weight_ZM1 = is_term_ZM1 / num_Z11.clamp_min(1)
+        num_YB = is_term_ZM1.view(num_layers, num_sequences, -1).sum(2)
+        counted_Y1, num_ranks = across_ranks((num_YB > 0).sum(1, keepdim=True))
+        weight_YB = num_ranks / (num_YB.clamp_min(1) * counted_Y1.clamp_min(1))
+        weight_ZM1 = is_term_ZM1 * weight_YB.view(-1, 1, 1)
         all_ZM1, positive_ZM1 = (torch.where(is_term_ZM1, sums, 1) for sums in (all_ZM1, positive_ZM1))
-        # The slope of a row's term with respect to its cosines over tau is, up to their exponentials, the same for all
-        # outputs of one expert. Here of both ways round.
+        loss: Tensor = (weight_ZM1 * (all_ZM1 / positive_ZM1).log()).sum()
+
+        # The slope of a row's term with respect to its cosines is, up to their exponentials, the same for all outputs
+        # of one expert. Here of both ways round; then of P.
         slope_ZME = (weight_ZM1 / all_ZM1 - weight_ZM1 / positive_ZM1 * own_ZME) / temperature
         both_ZMM = torch.cat([slope_ZME, own_ZME], dim=2) @ torch.cat([own_ZME, slope_ZME], dim=2).mT
-        pull_YBMS = (all_ZMM.mul_(both_ZMM) @ q_ZMS).view(q_YBMS.shape)
-        grad_q_YBMS = _times(pull_YBMS, gram_YXSS)
-        radial_YBM1 = (grad_q_YBMS * q_YBMS).sum(-1, keepdim=True)
-        outer = pull_YBMS - radial_YBM1 * q_YBMS, q_YBMS
+        slope_ZMM = all_ZMM.mul_(both_ZMM)
+        slope_ZMM.diagonal(dim1=1, dim2=2).copy_(-cosine_ZMM.mul_(slope_ZMM).sum(2))
+        slope_ZMM.mul_(inverse_ZM1).mul_(inverse_ZM1.mT)
+        pull_YBMS = (slope_ZMM @ q_ZMS).view(q_YBMS.shape)
+        grad_q_YBLKER = _times(pull_YBMS, gram_YXSS).view(*own_YBLKE.shape, -1)
+        # Of each output its expert's part.
+        grad_h_YBLER = (grad_q_YBLKER * own_YBLKE.unsqueeze(5)).sum(3)
         if gram_YXSS.shape[1] == 1:
             # Over all sequences of a layer.
-            outer = outer[0].flatten(1, 2).unsqueeze(1), q_YBMS.flatten(1, 2).unsqueeze(1)
-        grad_gram_YXSS = outer[0].mT @ outer[1] / 2
-
-        num_YB11 = num_Z11.view(*q_YBMS.shape[:2], 1, 1)
-        num_sequences, num_ranks = across_ranks((num_YB11 > 0).sum(1, keepdim=True))
-        factor_Y111 = num_ranks / num_sequences.clamp_min(1)
-        grad_q_YBMS = inverse_YBM1 * (grad_q_YBMS - radial_YBM1 * u_YBMS)
-        ctx.save_for_backward(factor_Y111 * grad_q_YBMS, factor_Y111 * grad_gram_YXSS)
-        loss_YBM1 = (weight_ZM1 * (all_ZM1 / positive_ZM1).log()).view(*q_YBMS.shape[:3], 1)
-        loss: Tensor = (factor_Y111 * loss_YBM1).sum()
+            pull_YBMS, q_YBMS = pull_YBMS.flatten(1, 2).unsqueeze(1), q_YBMS.flatten(1, 2).unsqueeze(1)
+        ctx.save_for_backward(grad_h_YBLER.flatten(3), pull_YBMS.mT @ q_YBMS / 2)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_q_YBMS, grad_gram_YXSS = ctx.saved_tensors
-        return grad * grad_q_YBMS, grad * grad_gram_YXSS, None, None
+        grad_h_YBLS, grad_gram_YXSS = ctx.saved_tensors
+        return grad * grad_h_YBLS, grad * grad_gram_YXSS, None, None

@@ -6,7 +6,7 @@ all need, with the weights of all, and the others find it here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Members = tuple[nn.Module, ...]
 Member = TypeVar("Member", bound=nn.Module)
+Made = TypeVar("Made")
 
 
 class Groups:
@@ -67,6 +68,7 @@ class Neighbours:
         self._same = Same()
         self._run: list[nn.Module] = []
         self._made: dict[nn.Module, Any] = {}
+        self._once: dict[Any, Any] = {}
 
     def apart(self) -> Neighbours:
         """The same for a part of the pass."""
@@ -98,10 +100,17 @@ class Neighbours:
         """What was just made for the others."""
         self._made = made
 
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What all layers of this pass need alike, made by the first that asks for it."""
+        if key not in self._once:
+            self._once[key] = make()
+        made: Made = self._once[key]
+        return made
+
     def end(self) -> None:
         """Let go of all: the graph of a pass must not hold on to itself."""
         self._same.note(None)
-        self._run, self._made = [], {}
+        self._run, self._made, self._once = [], {}, {}
 
 
 def _alike(adapter: Any, other: Any) -> bool:

@@ -48,13 +48,12 @@ class RoutedAdapter(Adapter):
         assert x_BLX is not None
         logits_BLX = routers[0].noisy(x_BLX)
         mixed = mix(routers, h_BLX, logits_BLX, ctx)
-        parts = zip(group, h_BLX.chunk(len(group), dim=-1), logits_BLX.chunk(len(group), dim=-1), strict=True)
-        for one, h_BLR, logits_BLE in parts:
-            one.watch(h_BLR, logits_BLE, ctx)
+        self.watch(group, h_BLX, logits_BLX, ctx)
         return mixed
 
-    def watch(self, h_BLR: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
-        """Record a loss of the method's own, made of what its router has just mixed. Default: none."""
+    @classmethod
+    def watch(cls, group: Sequence[Self], h_BLX: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
+        """Record a loss of the method's own, made of what the routers of a group have just mixed. Default: none."""
 
     def penalty(self) -> Tensor | None:
         return None if self.router is None else self.router.penalty()
