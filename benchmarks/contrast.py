@@ -50,9 +50,12 @@ def gradient(model: nn.Module, batch: Mapping[str, Tensor], num_tokens: int) -> 
     factors = []
     for layer in model.modules():
         for adapter in layer.active() if isinstance(layer, LorachordLinear) else ():
-            adapter.config = replace(adapter.config, balance=0.0, contrastive_tokens=num_tokens)
+            # Without the balance loss, which is its router's.
+            adapter.config = adapter.router.config = replace(adapter.config, balance=0.0, contrastive_tokens=num_tokens)
             factors += [adapter.down, adapter.up]
-    model(**batch)
+    inputs = {**batch}
+    with lc.on_task(model, inputs.pop("tasks")):
+        model(**inputs)
     loss = lc.penalty(model)
     return float(loss), torch.cat([part.flatten() for part in torch.autograd.grad(loss, factors)]).double()
 
@@ -93,7 +96,7 @@ def main() -> None:
     for start in range(BATCHES):
         # Every sixth, so that batches are alike in length.
         batch = collate(examples[start : BATCH * BATCHES : BATCHES])
-        batches.append({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+        batches.append({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "tasks")})
     model.train().requires_grad_(True)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
