@@ -121,7 +121,7 @@ class MoELoRA(RoutedAdapter):
             rows_SX = rows_NX if row_S is None else rows_NX.index_select(0, row_S)
             parts.append(rows_SX.view(*valid_BM.shape, len(group), -1).unbind(2))
         # The Gram matrices here, where the weights are at hand.
-        if len(group) > 1 and len({one.up.shape for one in group}) == 1:
+        if group[0].probes is None and len({one.up.shape for one in group}) == 1:
             grams: Sequence[Tensor] = grams_of([one.up for one in group]).unsqueeze(1).unbind()
         else:
             grams = [one.shared_core(ctx) for one in group]
