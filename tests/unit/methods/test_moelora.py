@@ -144,3 +144,13 @@ def test_a_recompute_leaves_what_the_last_pass_has_kept() -> None:
     other = torch.randn(2, 6, 10, dtype=torch.float64)
     torch.testing.assert_close(penalty_after(made, other, Context(recording=False)), expected)
     assert not torch.allclose(penalty_after(made, other, Context()), expected)
+
+
+def test_layers_with_the_same_input_need_not_have_as_many_outputs() -> None:
+    wide, narrow = adapter(contrastive=0.5), adapter(contrastive=0.5)
+    narrow.up = torch.nn.Parameter(narrow.up.detach()[:3].clone())
+    group, x = [wide, narrow], torch.randn(2, 6, 10, dtype=torch.float64)
+    routers = [one.router.weight for one in group if one.router is not None]
+    wide.cores(group, x @ torch.cat([one.down for one in group]).T, x @ torch.cat(routers).T, Context())
+    expected = naive(wide, x, [list(range(6))] * 2) + naive(narrow, x, [list(range(6))] * 2)
+    torch.testing.assert_close(torch.stack(MoELoRA.penalties(group)).sum(), expected)
