@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.core import pairs, routing
+from lorachord.core import contrast, pairs, routing
 from lorachord.core.adapter import Adapter
 from lorachord.core.contrast import spread_tokens
 from lorachord.methods import moelora
@@ -112,7 +112,7 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
     return next(layer for path, layer in layers(model).items() if path.endswith(name)).active()[0]
 
 
-@pytest.mark.parametrize("method", ["hydralora", "mixlora"])
+@pytest.mark.parametrize("method", ["hydralora", "mixlora", "moelora"])
 def test_an_adapter_whose_weights_are_not_at_hand_is_left_to_itself(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +138,7 @@ def test_an_adapter_whose_weights_are_not_at_hand_is_left_to_itself(
     model(input_ids=token_ids())
     # The first block's query, key and value by themselves.
     assert count["routed"] == 10
+    assert lc.penalty(model).isfinite()
 
 
 @pytest.mark.parametrize("method", ["hydralora", "mixlora"])
@@ -182,3 +183,52 @@ def test_which_tokens_moelora_looks_at_is_asked_once_a_pass(monkeypatch: pytest.
     for num_passes in (1, 2):
         step(model)
         assert len(asked) == num_passes
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("at_once", [2**22, 1])
+def test_gram_matrices_are_made_before_the_pass(
+    checkpointing: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moelora, "WEIGHTS_AT_ONCE", at_once)
+    model, made, grams_of = in_training("llama", "moelora", contrastive=0.1), [], contrast.grams_of
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    monkeypatch.setattr(moelora, "grams_of", lambda ups: made.append(len(ups)) or grams_of(ups))
+    step(model)
+    found = step(model)
+    # Of each of two blocks five layers have as many outputs, and two have more.
+    assert made == 2 * ([10, 4] if at_once > 1 else [1] * 14)
+    made.clear()
+    monkeypatch.setattr(moelora.MoELoRA, "before_pass", lambda some: {})
+    assert_same(step(model), found)
+    assert len(made) == (28 if checkpointing else 14)
+
+
+def test_gram_matrices_are_made_for_adapters_that_act(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, before_pass = in_training("llama", "moelora"), [], moelora.MoELoRA.before_pass
+    model.add_adapter("other", lc.LorachordConfig.build("moelora", **METHODS["moelora"]))
+    monkeypatch.setattr(
+        moelora.MoELoRA, "before_pass", lambda adapters: asked.append(adapters) or before_pass(adapters)
+    )
+    model(input_ids=token_ids())
+    assert [some[0] for some in asked] == [next(iter(layers(model).values())).lorachord_adapter["default"]]
+    with model.disable_adapter():
+        model(input_ids=token_ids())
+    assert len(asked) == 1
+
+
+def test_gradients_per_task_have_those_of_the_contrastive_loss_in_them() -> None:
+    model = in_training("llama", "moelora", contrastive=0.1, tasks=["a", "b"])
+    step(model)
+    expected = gradients(model)
+    surgeon = lc.Surgeon(model)
+    with lc.on_task(model, [0, 0, 1, 1]):
+        step(model)
+    found = surgeon.gradients.collect()
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {key: parameters[id(parameter)] for key, parameter in surgeon.gradients.parameters.items()}
+    assert_same(
+        {name: found[key].sum(0) for key, name in names.items()}, {name: expected[name] for name in names.values()}
+    )

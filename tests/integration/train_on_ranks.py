@@ -14,13 +14,12 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 import lorachord as lc
-from lorachord.core.ranks import from_first
+from lorachord.core.ranks import from_first, is_sharded
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import EncoderBatches
-from lorachord.training.sharded import is_sharded
 from lorachord.training.trainer import MultiTaskTrainer
 from tests.tiny_data import own, rows, task_of, tokenizer
 from tests.tiny_models import perturb, tiny

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 
 import lorachord as lc
-from lorachord.training.sharded import average_gradients, is_sharded
+from lorachord.core.ranks import is_sharded
+from lorachord.training.sharded import average_gradients
 from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = [0, 0, 1, 2]

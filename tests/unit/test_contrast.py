@@ -98,9 +98,8 @@ def test_layers_add_up() -> None:
 def test_tokens_are_spread_evenly_over_those_that_count(limit: int) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     rows, valid = spread_tokens(mask, limit)
-    assert (rows is None) == (limit >= 6)
-    tokens = torch.arange(24) if rows is None else rows
-    for row, (found, kept) in enumerate(zip(tokens.view(4, -1), valid, strict=True)):
+    assert rows.shape == valid.shape == (4, min(limit, 6))
+    for row, (found, kept) in enumerate(zip(rows, valid, strict=True)):
         counted = mask[row].nonzero().flatten().tolist()
         num = min(limit, len(counted))
         wanted = counted if len(counted) <= limit else [counted[n * len(counted) // num] for n in range(num)]

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
+from lorachord.core import routing
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.routing import Router, RouterConfig, share
+from lorachord.core.routing import Router, RouterConfig, losses_of, share
 from lorachord.core.routing import mix as route
 from tests.reference import hydralora, mosld
 
@@ -38,7 +39,7 @@ def rows() -> Tensor:
 
 
 def mix(router: Router, h: Tensor, x: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
-    return route([router], h, router.noisy(x @ router.weight.T), ctx)[0]
+    return route([router], h, router.noisy(x @ router.weight.T), ctx)[0][0]
 
 
 def penalty(router: Router) -> Tensor:
@@ -127,10 +128,10 @@ def test_routers_of_the_same_input_are_each_what_they_are_alone(
     for together in (True, False):
         logits = [x @ router.weight.T for router in routers]
         if together:
-            mixed = route(routers, h, torch.cat(logits, dim=-1), ctx)
+            mixed, *_ = route(routers, h, torch.cat(logits, dim=-1), ctx)
         else:
             parts = zip(routers, h.chunk(3, dim=-1), logits, strict=True)
-            mixed = [route([router], part, one, ctx)[0] for router, part, one in parts]
+            mixed = [route([router], part, one, ctx)[0][0] for router, part, one in parts]
         # Of each loss another share: they are not one.
         losses = [share * penalty(router) for share, router in enumerate(routers, start=1)]
         loss = sum(losses, start=(torch.stack([*mixed]) * cotangents).sum())
@@ -139,6 +140,57 @@ def test_routers_of_the_same_input_are_each_what_they_are_alone(
         results.append([*mixed, *losses, *grads, *loads])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_losses_of_many_routers_add_up_with_one_exchange_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchanged: list[torch.Size] = []
+
+    def across_two_ranks(counts: Tensor) -> tuple[Tensor, int]:
+        # The other has the same rows: then the losses are those of one.
+        exchanged.append(counts.shape)
+        return 2 * counts, 2
+
+    routers = [make_router(2, balance=0.5, z=0.3), make_router(balance=0.5), make_router(2, balance=0.5, z=0.3)]
+    routers += [make_router(2), make_router(2, balance=0.5, z=0.3)]
+    for router in routers:
+        # Not of as many rows each.
+        mix(router, ONE, rows(), Context(token_mask_BL=torch.rand(3, 5) > 0.3))
+    alone = torch.stack([loss for router in routers if (loss := router.penalty()) is not None])
+    assert len(alone) == 4
+    monkeypatch.setattr(routing, "across_ranks", across_two_ranks)
+    together = losses_of(routers)
+    assert exchanged == [(3, 4, 1), (1, 4, 1)]
+    torch.testing.assert_close(torch.stack(together).sum(), alone.sum())
+    weights = [router.weight for router in routers if router.config.balance]
+    for one, other in zip(
+        *(torch.autograd.grad(losses.sum(), weights, retain_graph=True) for losses in (torch.stack(together), alone)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("num_routers", [1, 3])
+def test_samples_are_the_rows_with_their_choices_and_gradients(num_routers: int) -> None:
+    config = RouterConfig(balance=0.5)
+    routers = [Router(6, 4, config, top_k=2, own_blocks=True) for _ in range(num_routers)]
+    h = torch.randn(3, 5, num_routers * 8, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 5, num_routers * 4, dtype=torch.float64, requires_grad=True)
+    rows_BM = torch.tensor([[0, 3], [6, 9], [14, 10]])
+    mixed, sampled, choices = route(routers, h, logits, NO_CONTEXT, rows_BM)
+    plain, *nothing = route(routers, h, logits, NO_CONTEXT)
+    assert not any(nothing)
+    expected = h.flatten(0, 1)[rows_BM].chunk(num_routers, dim=-1)
+    for router in range(num_routers):
+        assert torch.equal(sampled[router], expected[router])
+        own = logits.flatten(0, 1)[rows_BM][..., 4 * router : 4 * router + 4]
+        assert torch.equal(choices[router], own.topk(2).indices)
+    weights = [torch.randn_like(part) for part in (*mixed, *sampled)]
+    losses = [
+        sum((weight * part).sum() for weight, part in zip(weights, parts, strict=True))
+        for parts in ((*mixed, *sampled), (*plain, *expected))
+    ]
+    for one, other in zip(*(torch.autograd.grad(loss, [h, logits]) for loss in losses), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_collapsed_groups_do_not_look_balanced_together() -> None:

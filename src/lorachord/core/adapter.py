@@ -171,6 +171,14 @@ class Adapter(AsMatrix):
         """
         return None
 
+    @classmethod
+    def before_pass(cls, adapters: Sequence[Self]) -> dict[nn.Module, Tensor]:
+        """What a pass in training needs of its adapters' weights, made in one go, by adapter. Default: nothing.
+
+        Asked for before each pass, of adapters that are `neighbourly`. A core finds it in its context, or does without.
+        """
+        return {}
+
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss, already weighted, or None. Default: None."""
         return None

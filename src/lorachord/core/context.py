@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from lorachord.core.devices import moved
@@ -47,6 +47,7 @@ class Context:
             cache. None keeps nothing.
         reading: what the layers of this pass share in reading the prompt; None where they share nothing.
         neighbours: what layers with the same input make for each other; None where each makes its own.
+        prepared: what was made of adapters' weights before the pass, by adapter; None where nothing was.
         recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
             pass; else None.
     """
@@ -59,6 +60,7 @@ class Context:
     cosines_BC: Tensor | None = None
     reading: Reading | None = None
     neighbours: Neighbours | None = None
+    prepared: Mapping[nn.Module, Tensor] | None = None
     kept: dict[str, Tensor] | None = None
     recalled: Mapping[str, Tensor] | None = None
 

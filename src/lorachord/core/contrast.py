@@ -24,7 +24,7 @@ EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""
 
 
-def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor | None, Tensor]:
+def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """At most `limit` tokens of each sequence, evenly spaced among those that count.
 
     Args:
@@ -32,18 +32,16 @@ def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor | None, Tensor]:
         limit: the most tokens of one sequence.
 
     Returns:
-        With M = min(L, limit): the rows (B M,), counted through the batch, or None for all as they are; and (B, M),
-        True where there is such a token.
+        With M = min(L, limit): (B, M) rows, counted through the batch; and (B, M), True where there is such a token.
     """
     num_sequences, length = mask_BL.shape
-    if length <= limit:
-        return None, mask_BL
+    limit = min(limit, length)
     count_B1 = mask_BL.sum(1, keepdim=True)
     nth_BM = torch.arange(limit, device=mask_BL.device) * count_B1.clamp_min(limit) // limit
     # The tokens that count come first, in their order.
     order_BL = mask_BL.byte().argsort(dim=1, descending=True, stable=True)
     order_BL += torch.arange(0, num_sequences * length, length, device=mask_BL.device).unsqueeze(1)
-    return order_BL.gather(1, nth_BM).flatten(), nth_BM < count_B1
+    return order_BL.gather(1, nth_BM), nth_BM < count_B1
 
 
 def grams_of(ups_OS: Sequence[Tensor]) -> Tensor:
@@ -141,14 +139,14 @@ class _Contrast(torch.autograd.Function):
         # The slope of a row's term with respect to its cosines is, up to their exponentials, the same for all outputs
         # of one expert. Here of both ways round; then of P.
         slope_ZME = (weight_ZM1 / all_ZM1 - weight_ZM1 / positive_ZM1 * own_ZME) / temperature
-        both_ZMM = torch.cat([slope_ZME, own_ZME], dim=2) @ torch.cat([own_ZME, slope_ZME], dim=2).mT
-        slope_ZMM = all_ZMM.mul_(both_ZMM)
+        one_way_ZMM = slope_ZME @ own_ZME.mT
+        slope_ZMM = all_ZMM.mul_(one_way_ZMM + one_way_ZMM.mT)
         slope_ZMM.diagonal(dim1=1, dim2=2).copy_(-cosine_ZMM.mul_(slope_ZMM).sum(2))
         slope_ZMM.mul_(inverse_ZM1).mul_(inverse_ZM1.mT)
         pull_YBMS = (slope_ZMM @ q_ZMS).view(q_YBMS.shape)
         grad_q_YBLKER = _times(pull_YBMS, gram_YXSS).view(*own_YBLKE.shape, -1)
         # Of each output its expert's part.
-        grad_h_YBLER = (grad_q_YBLKER * own_YBLKE.unsqueeze(5)).sum(3)
+        grad_h_YBLER = grad_q_YBLKER.mul_(own_YBLKE.unsqueeze(5)).sum(3)
         if gram_YXSS.shape[1] == 1:
             # Over all sequences of a layer.
             pull_YBMS, q_YBMS = pull_YBMS.flatten(1, 2).unsqueeze(1), q_YBMS.flatten(1, 2).unsqueeze(1)

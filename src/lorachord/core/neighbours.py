@@ -20,11 +20,15 @@ Made = TypeVar("Made")
 class Groups:
     """What is known of the adapters of one name: those after whom others read the same input, and these others.
 
+    Args:
+        adapters: all of this name.
+
     Attributes:
         by_first: the adapters of a group by the first of them, which is one of them. Replaced, never changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: Sequence[Any] = ()) -> None:
+        self.adapters = adapters
         self.by_first: dict[nn.Module, Members] = {}
 
     def learn(self, members: Sequence[nn.Module]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 Value = TypeVar("Value")
 
@@ -30,3 +31,10 @@ def across_ranks(counts: Tensor) -> tuple[Tensor, int]:
     counts = counts.clone()
     dist.all_reduce(counts)
     return counts, dist.get_world_size()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has sharded the model or parts of it, whose weights are then whole while these compute alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return False
+    return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())

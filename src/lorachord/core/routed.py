@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
-from lorachord.core.routing import Router, RouterConfig, mix
+from lorachord.core.routing import Router, RouterConfig, losses_of, mix
 
 
 class RoutedAdapter(Adapter):
@@ -46,17 +46,14 @@ class RoutedAdapter(Adapter):
         if not routers:
             return [h_BLX]
         assert x_BLX is not None
-        logits_BLX = routers[0].noisy(x_BLX)
-        mixed = mix(routers, h_BLX, logits_BLX, ctx)
-        self.watch(group, h_BLX, logits_BLX, ctx)
-        return mixed
-
-    @classmethod
-    def watch(cls, group: Sequence[Self], h_BLX: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
-        """Record a loss of the method's own, made of what the routers of a group have just mixed. Default: none."""
+        return mix(routers, h_BLX, routers[0].noisy(x_BLX), ctx)[0]
 
     def penalty(self) -> Tensor | None:
         return None if self.router is None else self.router.penalty()
+
+    @classmethod
+    def penalties(cls, adapters: Sequence[Self]) -> list[Tensor]:
+        return losses_of([one.router for one in adapters if one.router is not None])
 
     @property
     def records_penalty(self) -> bool:

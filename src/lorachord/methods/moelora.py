@@ -29,20 +29,22 @@ from lorachord.core.context import Context
 from lorachord.core.contrast import contrastive_loss, grams_of, spread_tokens
 from lorachord.core.registry import register
 from lorachord.core.routed import RoutedAdapter, require_top_k
-from lorachord.core.routing import Router, RouterConfig, mask_of
+from lorachord.core.routing import Router, RouterConfig, losses_of, mask_of, mix
 from lorachord.core.settings import RankConfig, option
 
-PAIRS_AT_ONCE = 2**18
-"""Of outputs, in the contrastive losses of layers that are made in one go: few enough to stay in a cache."""
+PAIRS_AT_ONCE = 2**20
+"""Of outputs, in the contrastive losses of layers that are made in one go: few enough to stay in a large cache."""
+WEIGHTS_AT_ONCE = 2**22
+"""Of B's whose Gram matrices are made in one go: they are copied beside each other."""
 
 
 class Kept(NamedTuple):
-    """What a layer's contrastive loss is made of: rows and logits of the sampled tokens, True for those that count."""
+    """What a layer's contrastive loss is made of: h and choices of the sampled tokens, True for those that count."""
 
     h_BMR: Tensor
-    logits_BME: Tensor
-    valid_BM: Tensor
+    choices_BMK: Tensor
     gram_XRR: Tensor
+    valid_BM: Tensor
 
 
 @register
@@ -79,6 +81,7 @@ class MoELoRA(RoutedAdapter):
             require_top_k(self, self.top_k)
 
     config: Config
+    router: Router
 
     def build(self) -> None:
         config, layer = self.config, self.layer
@@ -93,38 +96,52 @@ class MoELoRA(RoutedAdapter):
         return grams_of([self.up]).squeeze(0) if self.config.contrastive else None
 
     @classmethod
-    def watch(cls, group: Sequence[Self], h_BLX: Tensor, logits_BLX: Tensor, ctx: Context) -> None:
-        samples: Sequence[Kept | None] = [None] * len(group)
-        if group[0].training and group[0].config.contrastive > 0:
-            samples = cls._samples(group, h_BLX, logits_BLX.detach(), ctx)
+    def before_pass(cls, adapters: Sequence[Self]) -> dict[nn.Module, Tensor]:
+        """The Gram matrices (1, S, S), where weights are at hand and no gradients per task are collected."""
+        alike: dict[Any, list[Self]] = {}
+        for one in adapters:
+            up_OS = one.up
+            if one.config.contrastive > 0 and one.probes is None and up_OS.numel() and not up_OS.is_meta:
+                alike.setdefault((up_OS.shape, up_OS.dtype, up_OS.device), []).append(one)
+        grams: dict[nn.Module, Tensor] = {}
+        for (shape, *_), layers in alike.items():
+            num_layers = max(WEIGHTS_AT_ONCE // shape.numel(), 1)
+            for start in range(0, len(layers), num_layers):
+                some = layers[start : start + num_layers]
+                grams.update(zip(some, grams_of([one.up for one in some]).unsqueeze(1).unbind(), strict=True))
+        return grams
+
+    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+        assert x_BLX is not None
+        logits_BLX, routers = self.router.noisy(x_BLX), [one.router for one in group]
+        kept: Sequence[Kept | None] = [None] * len(group)
+        if not self.training or not self.config.contrastive:
+            mixed, *_ = mix(routers, h_BLX, logits_BLX, ctx)
+        else:
+            rows_BM, valid_BM = self._places(h_BLX, ctx)
+            mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_BM)
+            # Made before the pass; or here, where the weights are at hand.
+            prepared = ctx.prepared or {}
+            grams = [prepared[one] if one in prepared else one.shared_core(ctx) for one in group]
+            kept = [Kept(*parts, valid_BM) for parts in zip(h, choices, grams, strict=True)]
         # A recompute does as the pass did, and leaves what that has kept.
         if ctx.recording:
-            for one, kept in zip(group, samples, strict=True):
-                one.kept = kept
+            for one, own in zip(group, kept, strict=True):
+                one.kept = own
+        return mixed
 
-    @classmethod
-    def _samples(cls, group: Sequence[Self], h_BLX: Tensor, logits_BLX: Tensor, ctx: Context) -> list[Kept]:
-        mask_BL, limit = mask_of(ctx, h_BLX), group[0].config.contrastive_tokens
+    def _places(self, h_BLX: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Which rows the contrastive loss looks at (B, M), and which of these count."""
+        mask_BL, limit = mask_of(ctx, h_BLX), self.config.contrastive_tokens
         # The samples as the mask has them: a layer may see rows alone.
         shape = h_BLX.shape[:2] if mask_BL is None else mask_BL.shape
 
-        def spread() -> tuple[Tensor | None, Tensor]:
+        def spread() -> tuple[Tensor, Tensor]:
             every_BL = torch.ones(shape, dtype=torch.bool, device=h_BLX.device) if mask_BL is None else mask_BL
             return spread_tokens(every_BL, limit)
 
-        key = mask_BL, shape, limit, h_BLX.device
-        row_S, valid_BM = spread() if ctx.neighbours is None else ctx.neighbours.once(key, spread)
-        parts = []
-        for rows_BLX in (h_BLX, logits_BLX):
-            rows_NX = rows_BLX.reshape(-1, rows_BLX.shape[-1])
-            rows_SX = rows_NX if row_S is None else rows_NX.index_select(0, row_S)
-            parts.append(rows_SX.view(*valid_BM.shape, len(group), -1).unbind(2))
-        # The Gram matrices here, where the weights are at hand.
-        if group[0].probes is None and len({one.up.shape for one in group}) == 1:
-            grams: Sequence[Tensor] = grams_of([one.up for one in group]).unsqueeze(1).unbind()
-        else:
-            grams = [one.shared_core(ctx) for one in group]
-        return [Kept(h, logits, valid_BM, gram) for h, logits, gram in zip(*parts, grams, strict=True)]
+        near, key = ctx.neighbours, (mask_BL, shape, limit, h_BLX.device)
+        return spread() if near is None else near.once(key, spread)
 
     def penalty(self) -> Tensor | None:
         terms = self.penalties([self])
@@ -132,7 +149,7 @@ class MoELoRA(RoutedAdapter):
 
     @classmethod
     def penalties(cls, adapters: Sequence[Self]) -> list[Tensor]:
-        terms = [term for one in adapters if (term := RoutedAdapter.penalty(one)) is not None]
+        terms = losses_of([one.router for one in adapters])
         alike: dict[Any, list[Kept]] = {}
         for one in adapters:
             if one.kept is not None:
@@ -156,8 +173,8 @@ class MoELoRA(RoutedAdapter):
 
 def _contrast(config: MoELoRA.Config, layers: Sequence[Kept]) -> Tensor:
     """The sum of the contrastive losses of layers."""
-    h_YBMR, logits_YBME, valid_YBM, gram_YXRR = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    h_YBMR, choices_YBMK, gram_YXRR, valid_YBM = (torch.stack(parts) for parts in zip(*layers, strict=True))
     experts_E = torch.arange(config.num_experts, device=h_YBMR.device)
-    own_YBMKE = logits_YBME.topk(config.top_k).indices.unsqueeze(4) == experts_E
-    own_YBMKE = (own_YBMKE & valid_YBM[..., None, None]).to(gram_YXRR.dtype)
-    return contrastive_loss(h_YBMR.to(gram_YXRR.dtype), gram_YXRR, own_YBMKE, config.temperature)
+    own_YBMKE = (choices_YBMK.unsqueeze(4) == experts_E) & valid_YBM[..., None, None]
+    dtype = gram_YXRR.dtype
+    return contrastive_loss(h_YBMR.to(dtype), gram_YXRR, own_YBMKE.to(dtype), config.temperature)

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from lorachord.core.ranks import is_sharded
 from lorachord.surgery.surgeon import Surgeon
 
 
@@ -44,11 +44,6 @@ def check_ranks(accelerator: Accelerator, *, surgery: bool) -> None:
             '`accelerate launch --fsdp_cpu_ram_efficient_loading false`, or fsdp_config={"cpu_ram_efficient_loading": '
             "False, ...}."
         )
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has sharded the model."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from lorachord.tuner.state import adapted_layers
 def penalty(model: nn.Module) -> Tensor:
     """The sum of the active adapters' penalties after a forward pass: a scalar to add to the loss, 0 where none is.
 
-    On several ranks all must ask for it, since MoELoRA's contrastive losses are then made, over the sequences of all.
+    On several ranks all must ask for it: routers' losses, which are over the rows of all, are made then.
 
     Raises:
         ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.neighbours import Groups, Neighbours
+from lorachord.core.ranks import is_sharded
 from lorachord.core.tasks import TaskNames, Tasks
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.layer import LorachordLinear
@@ -70,7 +71,7 @@ class SharedState:
         self.prompts.add_adapter(name, adapters, config)
         self.groups.pop(name, None)
         if any(adapter.neighbourly for adapter in adapters):
-            self.groups[name] = Groups()
+            self.groups[name] = Groups(adapters)
         self.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
         if not self.hooks_of(model):
             model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
@@ -110,14 +111,19 @@ class SharedState:
             contexts = {
                 name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in self.task_names
             }
-        looking = self._looking(model)
+        # Only adapters that act: what looks at nothing needs no prompt.
+        looking = [name for name in self._acting(model) if name in self.prompts.encoders]
         if looking:
             contexts = self.prompts.settle(model, named, looking, contexts)
         if self.groups and model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # In training alone: sums of another order make the first pass differ from those after it.
             contexts = {**contexts}
-            for name, groups in self.groups.items():
-                contexts[name] = replace(contexts.get(name, NO_CONTEXT), neighbours=Neighbours(groups))
+            for name in self.groups.keys() & self._acting(model):
+                groups = self.groups[name]
+                prepared = None if is_sharded(model) else type(groups.adapters[0]).before_pass(groups.adapters)
+                contexts[name] = replace(
+                    contexts.get(name, NO_CONTEXT), neighbours=Neighbours(groups), prepared=prepared
+                )
         batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
         if batch is not None:
             # Once, and not again in each layer.
@@ -137,12 +143,9 @@ class SharedState:
         self.contexts = self.named
         self.prompts.finish(output)
 
-    def _looking(self, model: nn.Module) -> list[str]:
-        # Only adapters that act: what looks at nothing needs no prompt.
-        if not self.prompts.encoders:
-            return []
-        layer = next(adapted_layers(model))
-        return [] if layer.disable_adapters else [n for n in layer.active_adapters if n in self.prompts.encoders]
+    def _acting(self, model: nn.Module) -> list[str]:
+        layer = next(adapted_layers(model), None)
+        return [] if layer is None or layer.disable_adapters else layer.active_adapters
 
     def _verify_tasks(self, model: nn.Module) -> None:
         # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.

@@ -114,7 +114,7 @@ def test_under_autocast_the_contrastive_loss_is_in_float32() -> None:
 
 
 # All in one go, two layers at a time (of 2 x 12^2 pairs each), and one by one.
-@pytest.mark.parametrize("pairs", [2**18, 600, 1])
+@pytest.mark.parametrize("pairs", [2**20, 600, 1])
 def test_penalties_of_several_layers_add_up_to_those_of_each(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorachord.methods.moelora.PAIRS_AT_ONCE", pairs)
     # Of five layers of one kind, and one of another.
