@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -269,7 +270,9 @@ def timed(
     ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
     pairs = list(bounds)
     for seed in range(most):
-        names = dict.fromkeys(name for pair in pairs for name in pair)
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        # What is built last comes to lie in other memory than what is built first.
+        Random(seed).shuffle(names)
         steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
         # The first of the untimed steps warms up.
         rounds = interleave(steps, num_pairs=num_pairs, num_warmup=1 - num_untimed, num_untimed=num_untimed, seed=seed)
