@@ -66,7 +66,7 @@ class MoELoRA(RoutedAdapter):
             contrastive: weight of the contrastive loss of each layer. Default 0.01.
             temperature: tau, at least 0.025. Default 0.1.
             contrastive_tokens: the most tokens of a sequence that the contrastive loss looks at. Default 16. More make
-                its gradient less noisy, and a step longer: with 64, of layers of 384 features by a fifth.
+                its gradient less noisy, and a step longer: with 64, of layers of 384 features by .1 to .2.
         """
 
         num_experts: int = option(8, low=2, per_layer=True)
