@@ -15,6 +15,7 @@ from lorachord.core import contrast, pairs, routing
 from lorachord.core.adapter import Adapter
 from lorachord.core.contrast import spread_tokens
 from lorachord.methods import moelora
+from lorachord.tuner import state
 from tests.integration.helpers import METHODS, NO_DROPOUT, close, gradients, layers
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -217,6 +218,11 @@ def test_gram_matrices_are_made_for_adapters_that_act(monkeypatch: pytest.Monkey
     with model.disable_adapter():
         model(input_ids=token_ids())
     assert len(asked) == 1
+    # Whose weights FSDP shards, it must find them whole in their layers.
+    monkeypatch.setattr(state, "is_sharded", lambda model: True)
+    model(input_ids=token_ids())
+    assert len(asked) == 1
+    assert lc.penalty(model).isfinite()
 
 
 def test_gradients_per_task_have_those_of_the_contrastive_loss_in_them() -> None:

@@ -163,10 +163,8 @@ def mix(
         # Marked as without a gradient, it still has one to the compiler.
         columns = ([None] * num_routers if sums is None else sums.unbind() for sums in (load_YEG.detach(), *tallies))
         for router, load_EG, chosen_EG, probs_EG, squares_G in zip(routers, *columns, strict=True):
-            router.last = load_EG
-            router.recorded = (
-                Tally(load_EG if chosen_EG is None else chosen_EG, probs_EG, squares_G) if weights else None
-            )
+            tally = Tally(load_EG if chosen_EG is None else chosen_EG, probs_EG, squares_G)
+            router.last, router.recorded = load_EG, tally if weights else None
             router.total = load_EG if router.total is None else router.total.to(load_EG.device) + load_EG
     return mixed, *sampled
 
