@@ -182,7 +182,7 @@ def test_samples_are_the_rows_with_their_choices_and_gradients(num_routers: int)
     expected = h.flatten(0, 1)[rows_BM].chunk(num_routers, dim=-1)
     for router in range(num_routers):
         assert torch.equal(sampled[router], expected[router])
-        own = logits.flatten(0, 1)[rows_BM][..., 4 * router : 4 * router + 4]
+        own = logits.flatten(0, 1)[:, 4 * router : 4 * router + 4]
         assert torch.equal(choices[router], own.topk(2).indices)
     weights = [torch.randn_like(part) for part in (*mixed, *sampled)]
     losses = [

@@ -151,7 +151,7 @@ class Adapter(AsMatrix):
 
     @property
     def goes_in_groups(self) -> bool:
-        """Whether `cores` takes groups of several adapters that have a router and the same input. Default: False."""
+        """Whether `cores` takes groups of several adapters with the same input. Default: False."""
         return False
 
     def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
@@ -232,12 +232,13 @@ class Adapter(AsMatrix):
         self, given: Tensor, ctx: Context, dtype: torch.dtype, runs: Runs | None, through: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """What comes out of the core, or out of A' with core and B' in one; and x for the frozen layer."""
-        x, seen = self.look(given.to(dtype), ctx)
-        dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
-        near = self.neighbours(ctx) if self.goes_in_groups and dropped is x else None
+        drops = self.training and self.config.dropout > 0
+        near = self.neighbours(ctx) if self.goes_in_groups and not drops else None
         found = None if near is None else near.found(self, given)
         if found is not None:
             return found, None, given
+        x, seen = self.look(given.to(dtype), ctx)
+        dropped = F.dropout(x, self.config.dropout) if drops else x
         group = [self] if near is None else near.group(self)
         routers = [one.router_weight() for one in group]
         weights = [one.down_weight() for one in group], [router_ED for router_ED in routers if router_ED is not None]

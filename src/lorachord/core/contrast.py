@@ -44,14 +44,14 @@ def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return order_BL.gather(1, nth_BM), nth_BM < count_B1
 
 
-def grams_of(ups_OS: Sequence[Tensor]) -> Tensor:
-    """`B^T B` of the stacked B's of layers alike: (Y, S, S), in their dtype.
+def grams_of(ups_OS: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`B^T B` of the stacked B's of each layer: (S, S), in its dtype.
 
     Its gradient is taken to be symmetric, as it is of what depends on products of outputs.
     """
     with without_autocast(ups_OS[0]):
-        grams_YSS: Tensor = _Grams.apply(*ups_OS)
-    return grams_YSS
+        grams_SS: tuple[Tensor, ...] = _Grams.apply(*ups_OS)
+    return grams_SS
 
 
 def contrastive_loss(h_YBLS: Tensor, gram_YXSS: Tensor, own_YBLKE: Tensor, temperature: float) -> Tensor:
@@ -85,23 +85,17 @@ def _times(rows_YBMS: Tensor, gram_YXSS: Tensor) -> Tensor:
 
 
 class _Grams(torch.autograd.Function):
-    """`B^T B`, in as few operations as there can be: on so little, it is their number that costs."""
+    """`B^T B` of many layers as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, *ups_OS: Tensor) -> Tensor:
+    def forward(ctx: Any, *ups_OS: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*ups_OS)
-        if len(ups_OS) == 1:
-            return (ups_OS[0].t() @ ups_OS[0]).unsqueeze(0)
-        ups_YOS = torch.stack(ups_OS)
-        return ups_YOS.mT @ ups_YOS
+        return tuple(up_OS.t() @ up_OS for up_OS in ups_OS)
 
     @staticmethod
-    def backward(ctx: Any, grad_YSS: Tensor) -> tuple[Tensor, ...]:
-        ups_OS = ctx.saved_tensors
-        if len(ups_OS) == 1:
-            return (torch.addmm(ups_OS[0], ups_OS[0], grad_YSS[0], beta=0, alpha=2),)
-        ups_YOS = torch.stack(ups_OS)
-        return torch.baddbmm(ups_YOS, ups_YOS, grad_YSS, beta=0, alpha=2).unbind()
+    def backward(ctx: Any, *grads_SS: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(ctx.saved_tensors, grads_SS, strict=True)
+        return tuple(torch.addmm(up_OS, up_OS, grad_SS, beta=0, alpha=2) for up_OS, grad_SS in pairs)
 
 
 class _Contrast(torch.autograd.Function):
@@ -119,7 +113,8 @@ class _Contrast(torch.autograd.Function):
         # In each row one expert's h, zero elsewhere.
         q_YBMS = (own_YBLKE.unsqueeze(5) * h_YBL1ER).flatten(4).flatten(2, 3)
         q_ZMS, own_ZME = q_YBMS.flatten(0, 1), own_YBLKE.flatten(2, 3).flatten(0, 1)
-        cosine_ZMM = torch.bmm(_times(q_YBMS, gram_YXSS).flatten(0, 1), q_ZMS.mT)
+        qg_ZMS = _times(q_YBMS, gram_YXSS).flatten(0, 1)
+        cosine_ZMM = torch.bmm(qg_ZMS, q_ZMS.mT)
         inverse_ZM1 = (cosine_ZMM.diagonal(dim1=1, dim2=2) + EPSILON).rsqrt().unsqueeze(2)
         cosine_ZMM.mul_(inverse_ZM1).mul_(inverse_ZM1.mT)
         # A cosine is at most 1: so no exponential overflows, and from tau = 0.025 on none vanishes in float32.
@@ -143,8 +138,8 @@ class _Contrast(torch.autograd.Function):
         slope_ZMM = all_ZMM.mul_(one_way_ZMM + one_way_ZMM.mT)
         slope_ZMM.diagonal(dim1=1, dim2=2).copy_(-cosine_ZMM.mul_(slope_ZMM).sum(2))
         slope_ZMM.mul_(inverse_ZM1).mul_(inverse_ZM1.mT)
-        pull_YBMS = (slope_ZMM @ q_ZMS).view(q_YBMS.shape)
-        grad_q_YBLKER = _times(pull_YBMS, gram_YXSS).view(*own_YBLKE.shape, -1)
+        pull_YBMS = torch.bmm(slope_ZMM, q_ZMS).view(q_YBMS.shape)
+        grad_q_YBLKER = torch.bmm(slope_ZMM, qg_ZMS).view(*own_YBLKE.shape, -1)
         # Of each output its expert's part.
         grad_h_YBLER = grad_q_YBLKER.mul_(own_YBLKE.unsqueeze(5)).sum(3)
         if gram_YXSS.shape[1] == 1:

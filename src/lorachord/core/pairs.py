@@ -29,8 +29,8 @@ def choose_pairs(
     probe_BCD: Tensor | None,
     *,
     scored: bool,
-) -> Sequence[Tensor]:
-    """For each of the Y layers with this input the matrix (B, E, E) with c_k at (s_A(k), s_B(k)) and 0 elsewhere.
+) -> Tensor:
+    """For each of the Y layers with this input matrices (Y, B, E, E) with c_k at (s_A(k), s_B(k)) and 0 elsewhere.
 
         p_A = softmax(W_A m),                                 s_A the R most probable, in falling order
         p_B = softmax(W_B m) + sum_i softmax(W_i a_sA(i)),    s_B the R most probable, in falling order
@@ -46,13 +46,15 @@ def choose_pairs(
         scored: whether the c_k are scores, through which alone there is a gradient.
     """
     weights = [weight.to(mean_BD.dtype) for weight in (*routers, *places, *pools)]
+    if not scored:
+        mean_BD, weights = mean_BD.detach(), [weight.detach() for weight in weights]
     if probe_BCD is not None:
         # As in the kernel's `rows_linear`.
         weights, probe_BCD = [weight.detach() for weight in weights], probe_BCD.to(mean_BD.dtype)
     # In half precision, probabilities would tie.
     with without_autocast(mean_BD):
-        matrices: tuple[Tensor, ...] = _Choose.apply(mean_BD, probe_BCD, scored, *weights)
-    return matrices
+        matrix_YBEE: Tensor = _Choose.apply(mean_BD, probe_BCD, scored, *weights)
+    return matrix_YBEE
 
 
 def _stacked(weights: Sequence[Tensor]) -> Tensor:
@@ -61,9 +63,7 @@ def _stacked(weights: Sequence[Tensor]) -> Tensor:
 
 class _Choose(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, mean_BD: Tensor, probe_BCD: Tensor | None, scored: bool, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, mean_BD: Tensor, probe_BCD: Tensor | None, scored: bool, *weights: Tensor) -> Tensor:
         num_layers, num_samples = len(weights) // 3, len(mean_BD)
         kinds = (weights[kind * num_layers : (kind + 1) * num_layers] for kind in range(3))
         router_YFD, pairs_YPD, pool_YED = (_stacked(kind) for kind in kinds)
@@ -86,25 +86,20 @@ class _Choose(torch.autograd.Function):
         place_YBR = torch.add(chosen_b_YBR, chosen_a_YBR, alpha=num_experts)
         matrix_YBX = mean_BD.new_zeros(num_layers, num_samples, num_experts**2).scatter_(2, place_YBR, weight_YBR)
         matrix_YBEE = matrix_YBX.view(num_layers, num_samples, num_experts, num_experts)
-        if scored:
-            stacked = mean_BD, router_YFD, pairs_YPD, pool_YED
-            ctx.save_for_backward(*stacked, probs_b_YBE, probs_YERE, total_YBE, took_YBER, matrix_YBEE)
-            ctx.apart = probe_BCD is not None
-        ctx.scored, ctx.num_weights = scored, len(weights)
-        return matrix_YBEE.unbind()
+        stacked = mean_BD, router_YFD, pairs_YPD, pool_YED
+        ctx.save_for_backward(*stacked, probs_b_YBE, probs_YERE, total_YBE, took_YBER, matrix_YBEE)
+        ctx.apart, ctx.num_weights = probe_BCD is not None, len(weights)
+        return matrix_YBEE
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        none = (None,) * ctx.num_weights
-        if not ctx.scored:
-            return None, None, None, *none
+    def backward(ctx: Any, grad_YBEE: Tensor) -> tuple[Tensor | None, ...]:
         mean_BD, router_YFD, pairs_YPD, pool_YED, probs_b_YBE, probs_YERE, total_YBE, took_YBER, matrix_YBEE = (
             ctx.saved_tensors
         )
         num_layers, r = len(took_YBER), took_YBER.shape[3]
         # c dL/dc less c times the mean over the choice: the slope of the logarithm of q, of p_A or of p_B.
-        slope_YBEE = _stacked(grads) * matrix_YBEE
+        slope_YBEE = grad_YBEE * matrix_YBEE
         slope_YBEE.addcmul_(matrix_YBEE, slope_YBEE.flatten(2).sum(2)[:, :, None, None], value=-1 / r)
         # Where nothing is chosen the slope is 0; the probability may be, too.
         grad_total_YBE = slope_YBEE.sum(2) / (total_YBE + torch.finfo(total_YBE.dtype).tiny)
@@ -125,4 +120,4 @@ class _Choose(torch.autograd.Function):
         grad_BERE = took_BER.unsqueeze(3) * grad_total_BE[:, None, None]
         grad_BEP = through_softmax(grad_BERE, probs_YERE.expand_as(grad_BERE), dim=-1).flatten(2)
         by_sample = grad_BF.unsqueeze(2) * mean_BD.unsqueeze(1), grad_BEP.mT @ pool_ED, grad_BEP @ pairs_PD
-        return grad_mean_BD, torch.cat(by_sample, dim=1), None, *none
+        return grad_mean_BD, torch.cat(by_sample, dim=1), None, *(None,) * ctx.num_weights

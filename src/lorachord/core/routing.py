@@ -146,11 +146,11 @@ def mix(
             blocks side by side, then S = R.
         logits_BLX: (B, L, Y E G), from `noisy`.
         ctx: of this pass; padding counts in no loss and no load.
-        rows_BM: of which rows, counted through the batch, to return each router's h and choices as well. As operations
-            of their own, these would make gradients for all other rows too.
+        rows_BM: of which rows, counted through the batch and none twice, to return each router's h as well, and of all
+            rows its choices. As an operation of its own, sampling would make gradients for all other rows too.
 
     Returns:
-        The gated; and of the sampled rows, if any, each router's h (B, M, R), then each one's choices (B, M, K): top-k
+        The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (N, K): top-k
         routers of one group alone have any.
     """
     first, num_routers = routers[0], len(routers)
@@ -206,7 +206,7 @@ def share(counts_EG: Tensor) -> Tensor:
 
 class _Route(torch.autograd.Function):
     """The loads (Y, E, G) and the parts of a tally, or None of each; of each router `g (x) h`, with g the gates of the
-    logits; and h and choices of the sampled rows.
+    logits; h of the sampled rows; and the choices.
     """
 
     @staticmethod
@@ -259,20 +259,16 @@ class _Route(torch.autograd.Function):
         ctx.shapes, ctx.dtype = (h_BLX.shape, logits_BLX.shape), logits_BLX.dtype
         mixed_NYEGP = gates_NYEG.to(h_BLX.dtype).view(-1, num_routers, num_experts, groups, 1) * h_NYXGP
         mixed = (mixed_NEGP.view(*h_BLX.shape[:2], -1) for mixed_NEGP in mixed_NYEGP.flatten(2).unbind(1))
-        sampled_h: tuple[Tensor, ...] = ()
-        sampled_choices: tuple[Tensor, ...] = ()
+        sampled: tuple[Tensor, ...] = ()
+        choices: tuple[Tensor, ...] = ()
         if rows_BM is not None:
-            sampled_h, sampled_choices = (
-                rows.reshape(len(gates_NYEG), -1)
-                .index_select(0, rows_BM.flatten())
-                .view(*rows_BM.shape, num_routers, -1)
-                .unbind(2)
-                for rows in (h_BLX, choices_NYKG)
-            )
+            sampled_NX = h_BLX.reshape(len(gates_NYEG), -1).index_select(0, rows_BM.flatten())
+            sampled = sampled_NX.view(*rows_BM.shape, num_routers, -1).unbind(2)
+            choices = choices_NYKG.unbind(1)
         shape = num_routers, num_experts, groups
         sums = [None if sums is None else sums.view(shape) for sums in (load_YEG, chosen_YEG, probs_YEG)]
-        ctx.mark_non_differentiable(*(part for part in sums[:2] if part is not None), *sampled_choices)
-        return *sums, squares_YG, *mixed, *sampled_h, *sampled_choices
+        ctx.mark_non_differentiable(*(part for part in sums[:2] if part is not None), *choices)
+        return *sums, squares_YG, *mixed, *sampled, *choices
 
     @staticmethod
     @once_differentiable
@@ -299,8 +295,9 @@ class _Route(torch.autograd.Function):
         h_shape, logits_shape = ctx.shapes
         grad_h, grad_logits = grad_h_NYXGP.reshape(h_shape), grad_NYEG.to(ctx.dtype).view(logits_shape)
         if rows_BM is not None:
-            samples_BMYR = torch.stack(grads[num_routers : 2 * num_routers], dim=2)
-            grad_h.view(len(gates_NYEG), -1).index_add_(0, rows_BM.flatten(), samples_BMYR.flatten(2).flatten(0, 1))
+            samples = [grad_BMR.flatten(0, 1) for grad_BMR in grads[num_routers : 2 * num_routers]]
+            samples_NX = samples[0] if num_routers == 1 else torch.cat(samples, dim=1)
+            grad_h.view(len(gates_NYEG), -1).index_add_(0, rows_BM.flatten(), samples_NX)
         return grad_h, grad_logits, None, None, None, None, None, None, None, None
 
 

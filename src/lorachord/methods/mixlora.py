@@ -102,26 +102,25 @@ class MixLoRA(PromptLevel):
         return torch.cat([self.router, self.router_pairs, self.down]) if self.learns else None
 
     def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """x, and the matrix (B, E, E) that each prompt has chosen."""
-        if not self.learns:
-            with torch.no_grad():
-                return x, self._choices([self], self.prompt_mean(x, ctx)[1], None)[0]
-        near = self.neighbours(ctx)
-        chosen = None if near is None else near.found(self, x)
+        """x, and its mean over each prompt (B, D)."""
         # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
-        x, mean_BD = self.prompt_mean(x, ctx)
-        if chosen is None:
-            group = [self] if near is None else near.group(self)
-            chosen, *others = self._choices(group, mean_BD, self.core_probe(ctx))
-            if near is not None:
-                near.keep(dict(zip(group[1:], others, strict=True)))
-        return x, chosen
+        if self.learns:
+            return self.prompt_mean(x, ctx)
+        with torch.no_grad():
+            return x, self.prompt_mean(x, ctx)[1]
 
-    def _choices(self, group: Sequence[Self], mean_BD: Tensor, probe_BCD: Tensor | None) -> Sequence[Tensor]:
-        routers, places = [one.router for one in group], [one.router_pairs for one in group]
-        return choose_pairs(mean_BD, routers, places, [one.down for one in group], probe_BCD, scored=self.learns)
+    @property
+    def goes_in_groups(self) -> bool:
+        return True
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        return self.cores([self], h_BLR, x_BLX, ctx)[0]
+
+    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
         assert x_BLX is not None
-        h_BLE = self.by_sample(h_BLR, len(x_BLX))
-        return torch.bmm(h_BLE, x_BLX.to(h_BLE.dtype))
+        routers, places = [one.router for one in group], [one.router_pairs for one in group]
+        probe_BCD = self.core_probe(ctx) if self.learns else None
+        pools = [one.down for one in group]
+        chosen_YBEE = choose_pairs(x_BLX, routers, places, pools, probe_BCD, scored=self.learns).to(h_BLX.dtype)
+        of_layers = self.by_sample(h_BLX, len(x_BLX)).chunk(len(group), dim=-1)
+        return [torch.bmm(h_BLE, chosen_BEE) for h_BLE, chosen_BEE in zip(of_layers, chosen_YBEE, strict=True)]

@@ -34,16 +34,15 @@ from lorachord.core.settings import RankConfig, option
 
 PAIRS_AT_ONCE = 2**20
 """Of outputs, in the contrastive losses of layers that are made in one go: few enough to stay in a large cache."""
-WEIGHTS_AT_ONCE = 2**22
-"""Of B's whose Gram matrices are made in one go: they are copied beside each other."""
 
 
 class Kept(NamedTuple):
-    """What a layer's contrastive loss is made of: h and choices of the sampled tokens, True for those that count."""
+    """What a layer's contrastive loss is made of: h of the sampled rows, choices of all, which rows, if they count."""
 
     h_BMR: Tensor
-    choices_BMK: Tensor
+    choices_NK: Tensor
     gram_XRR: Tensor
+    rows_BM: Tensor
     valid_BM: Tensor
 
 
@@ -93,22 +92,19 @@ class MoELoRA(RoutedAdapter):
 
     def core_weight(self) -> Tensor | None:
         """The Gram matrix of the B_e, of which the contrastive loss is made."""
-        return grams_of([self.up]).squeeze(0) if self.config.contrastive else None
+        return grams_of([self.up])[0] if self.config.contrastive else None
 
     @classmethod
     def before_pass(cls, adapters: Sequence[Self]) -> dict[nn.Module, Tensor]:
         """The Gram matrices (1, S, S), where weights are at hand and no gradients per task are collected."""
-        alike: dict[Any, list[Self]] = {}
+        at_hand: dict[torch.device, list[Self]] = {}
         for one in adapters:
-            up_OS = one.up
-            if one.config.contrastive > 0 and one.probes is None and up_OS.numel() and not up_OS.is_meta:
-                alike.setdefault((up_OS.shape, up_OS.dtype, up_OS.device), []).append(one)
+            if one.config.contrastive > 0 and one.probes is None and one.up.numel() and not one.up.is_meta:
+                at_hand.setdefault(one.up.device, []).append(one)
         grams: dict[nn.Module, Tensor] = {}
-        for (shape, *_), layers in alike.items():
-            num_layers = max(WEIGHTS_AT_ONCE // shape.numel(), 1)
-            for start in range(0, len(layers), num_layers):
-                some = layers[start : start + num_layers]
-                grams.update(zip(some, grams_of([one.up for one in some]).unsqueeze(1).unbind(), strict=True))
+        for some in at_hand.values():
+            grams_SS = grams_of([one.up for one in some])
+            grams.update((one, gram_SS.unsqueeze(0)) for one, gram_SS in zip(some, grams_SS, strict=True))
         return grams
 
     def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
@@ -123,7 +119,7 @@ class MoELoRA(RoutedAdapter):
             # Made before the pass; or here, where the weights are at hand.
             prepared = ctx.prepared or {}
             grams = [prepared[one] if one in prepared else one.shared_core(ctx) for one in group]
-            kept = [Kept(*parts, valid_BM) for parts in zip(h, choices, grams, strict=True)]
+            kept = [Kept(*parts, rows_BM, valid_BM) for parts in zip(h, choices, grams, strict=True)]
         # A recompute does as the pass did, and leaves what that has kept.
         if ctx.recording:
             for one, own in zip(group, kept, strict=True):
@@ -173,7 +169,9 @@ class MoELoRA(RoutedAdapter):
 
 def _contrast(config: MoELoRA.Config, layers: Sequence[Kept]) -> Tensor:
     """The sum of the contrastive losses of layers."""
-    h_YBMR, choices_YBMK, gram_YXRR, valid_YBM = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    h_YBMR, choices_YNK, gram_YXRR, rows_YBM, valid_YBM = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    rows_YN1 = rows_YBM.flatten(1).unsqueeze(2)
+    choices_YBMK = choices_YNK.gather(1, rows_YN1.expand(-1, -1, config.top_k)).view(*rows_YBM.shape, -1)
     experts_E = torch.arange(config.num_experts, device=h_YBMR.device)
     own_YBMKE = (choices_YBMK.unsqueeze(4) == experts_E) & valid_YBM[..., None, None]
     dtype = gram_YXRR.dtype
