@@ -8,7 +8,7 @@ block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by tas
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
 ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
 where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
-builds, and up to twelve while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
+builds, and up to 24 while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
 shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
 after another model's, the caches hold what is not its own, which costs methods of many small operations more than
 others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
@@ -54,7 +54,7 @@ from lorachord.tuner.layer import LorachordLinear
 
 TASKS = ("a", "b", "c", "d")
 NUM_SAMPLES = 16
-BUILDS = 4, 12
+BUILDS = 4, 24
 """The fewest and the most of each pair."""
 LENGTHS = {"llama_1b": 256, "llama_8b": 1024}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
