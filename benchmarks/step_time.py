@@ -7,7 +7,8 @@ to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
 ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
-where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
+where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction; what the process
+has held before up to .05, for a new one gives memory back between steps and pays for it in page faults. There are four
 builds, and up to 24 while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
 shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
 after another model's, the caches hold what is not its own, which costs methods of many small operations more than
