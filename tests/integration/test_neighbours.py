@@ -152,6 +152,15 @@ def test_in_evaluation_each_layer_routes_by_itself(method: str, monkeypatch: pyt
     assert count["routed"] == 28
 
 
+@pytest.mark.parametrize("method", ["hydralora", "mixlora"])
+def test_where_inputs_are_dropped_each_layer_drops_others(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, count = in_training("llama", method, dropout=0.5), calls(monkeypatch)
+    for _ in range(2):
+        count.clear()
+        step(model)
+        assert count["routed"] == 14
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_groups_of_its_own(copied: Callable[[nn.Module], nn.Module]) -> None:
     model = in_training("llama", "moelora", contrastive=0.1)

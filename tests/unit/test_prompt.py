@@ -1,5 +1,6 @@
 """What prompt-level methods read off a prompt is precise under autocast too."""
 
+import pytest
 import torch
 
 import lorachord as lc
@@ -58,3 +59,12 @@ def test_choices_of_layers_with_the_same_input_are_each_what_they_are_alone() ->
     ]
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("selection", ["scored", "frozen_hash"])
+def test_a_choice_that_does_not_learn_reads_the_prompt_without_a_graph(selection: str) -> None:
+    adapter = MixLoRA(lc.LayerSpec("layer", 0, 1, 16, 16), MixLoRA.Config(r=2, num_experts=4, selection=selection))
+    x = torch.randn(2, 9, 16, requires_grad=True)
+    passed, mean = adapter.look(x, lc.Context())
+    assert mean.requires_grad == (selection == "scored")
+    assert (passed is x) == (selection == "frozen_hash")
