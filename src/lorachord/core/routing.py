@@ -146,7 +146,7 @@ def mix(
             blocks side by side, then S = R.
         logits_BLX: (B, L, Y E G), from `noisy`.
         ctx: of this pass; padding counts in no loss and no load.
-        rows_BM: of which rows, counted through the batch and none twice, to return each router's h as well, and of all
+        rows_BM: of which rows, counted through the batch, to return each router's h as well, and of all
             rows its choices. As an operation of its own, sampling would make gradients for all other rows too.
 
     Returns:
