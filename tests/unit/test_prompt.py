@@ -1,4 +1,4 @@
-"""What prompt-level methods read off a prompt is precise under autocast too."""
+"""What prompt-level methods read off a prompt, and the choice they make of it."""
 
 import pytest
 import torch
