@@ -34,7 +34,7 @@ from lorachord.fusion.inputs import Predictions, entropy
 from lorachord.fusion.lowrank import LowRank
 from lorachord.fusion.task_vectors import Stacked, TaskVectors
 from lorachord.fusion.updates import inside
-from step_time import llama, minilm, saved_bytes_of
+from workload import llama, minilm, saved_bytes_of
 
 try:
     from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel

@@ -1,9 +1,8 @@
-"""Training steps of a library that cannot be installed beside ours: in a process of its own, one when told to.
+"""Steps in a process of their own, one when told to; also under the Python of another environment.
 
-`started` is our side of the pipe, and `serve` the other, which runs under the Python of another environment. Each line
-is one JSON object: `{"name", "build"}` makes a model and is answered by its number of trained parameters, `{"name"}`
-runs one step and is answered by its loss and its seconds, measured there. So the two sides take turns like any two
-cases of `harness.interleave`, under the same load.
+`started` is our side of the pipe, and `serve` the other. Each line is one JSON object: `{"name", "build"}` makes a step
+and is answered by `{}`, `{"name"}` runs it and is answered by its loss, if it has one, and its seconds, measured there.
+So steps of several processes take turns like any two cases of `harness.interleave`, under the same load.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-Train = Callable[[], float]
-"""One training step; returns its loss."""
+Step = Callable[[], float | None]
+"""One step; returns its loss, or nothing."""
 
 LEARNING_RATE = 1e-3
 
 
-def training(trained: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> Train:
+def training(trained: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> Callable[[], float]:
     """Forward and backward pass, AdamW, zero_grad: the same for all sides."""
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
@@ -107,21 +106,22 @@ def started(python: Path, script: Path) -> Iterator[Outside]:
         yield Outside(process, said)
 
 
-def serve(build: Callable[..., tuple[Sequence[Tensor], Callable[[], Tensor]]]) -> None:
-    """Answer lines until there are none; `build` makes what is trained, and the loss of one step, from a request."""
+def serve(build: Callable[..., Step]) -> None:
+    """Answer lines until there are none; `build` makes a step from a request."""
     # Answers alone may go to the pipe.
     answers, sys.stdout = sys.stdout, sys.stderr
-    steps: dict[str, Train] = {}
+    steps: dict[str, Step] = {}
+    # As `interleave` does: garbage is collected, but not within a step, and what is there before is left out.
     gc.disable()
     for line in sys.stdin:
         request = json.loads(line)
         name = request["name"]
-        # As `interleave` does: garbage is collected, but not within a step.
         gc.collect()
+        answer = {}
         if "build" in request:
-            trained, loss_of = build(**request["build"])
-            steps[name] = training(trained, loss_of)
-            answer = {"parameters": sum(tensor.numel() for tensor in trained)}
+            steps[name] = build(**request["build"])
+            gc.collect()
+            gc.freeze()
         else:
             start = perf_counter()
             loss = steps[name]()

@@ -47,7 +47,7 @@ from peft import PeftModel
 from outside import OutsideError, environment, started
 from peers_pairs import DENSE, LIBRARIES, Library, Pair
 from peers_work import NUM_EXPERTS, Workload
-from step_time import TASKS
+from workload import TASKS
 
 DROPOUT = 0.05
 

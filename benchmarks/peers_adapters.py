@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import adapters
@@ -11,13 +11,11 @@ from adapters.composition import MultiTask
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from outside import serve
+from outside import serve, training
 
 
-def build(
-    folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None
-) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
-    """What is trained, and the loss of a step.
+def build(folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None) -> Callable[[], float]:
+    """A training step.
 
     Args:
         folder: of the base model.
@@ -43,7 +41,7 @@ def build(
         loss: Tensor = model(**inputs, task_ids=task_ids_B).loss
         return loss
 
-    return [tensor for tensor in model.parameters() if tensor.requires_grad], loss_of
+    return training([tensor for tensor in model.parameters() if tensor.requires_grad], loss_of)
 
 
 if __name__ == "__main__":

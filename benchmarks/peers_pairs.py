@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peers_work import ALPHA, ATTENTION, MLP, NUM_EXPERTS, RANK
-from step_time import TASKS, adapters_of
+from workload import TASKS, adapters_of
 
 Weights = dict[str, Tensor]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lorachord as lc
-from outside import Train, training
-from step_time import NUM_SAMPLES, TASKS, adapters_of, llama
+from outside import training
+from workload import NUM_SAMPLES, TASKS, adapters_of, llama
 
 RANK, ALPHA, NUM_EXPERTS = 8, 16, 8
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -35,7 +36,7 @@ class Workload:
         model.config.use_cache = False
         return model
 
-    def train(self, model: nn.Module, **more: Tensor) -> Train:
+    def train(self, model: nn.Module, **more: Tensor) -> Callable[[], float]:
         ids_BL = self.token_ids_BL
         inputs = {"input_ids": ids_BL, "labels": ids_BL, "attention_mask": torch.ones_like(ids_BL), **more}
 
@@ -54,7 +55,7 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def train_ours(self, model: PeftModel) -> Train:
+    def train_ours(self, model: PeftModel) -> Callable[[], float]:
         by_task = adapters_of(model)[0].num_tasks > 0
         return self.train(model, **({"lorachord_tasks": self.task_ids_B} if by_task else {}))
 

@@ -30,7 +30,7 @@ import lorachord as lc
 from harness import Options, Result, Step, interleave, parser_of, report
 from lorachord.surgery.rules import OrthoLora
 from lorachord.surgery.surgeon import Surgeon
-from step_time import llama, minilm, saved_bytes_of
+from workload import llama, minilm, saved_bytes_of
 
 RULE = OrthoLora(order="fixed")
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import Options, Result, interleave, parse_options, report
-from step_time import Workload, adapters_of, llama, minilm
+from workload import Workload, adapters_of
 
 # isort: split
 import torch
@@ -55,7 +55,7 @@ def benchmark(work: Workload) -> Iterator[Result]:
 def main() -> int:
     options: Options = parse_options(__doc__)
     torch.set_num_threads(2)
-    workloads = (Workload.make(build, options.quick) for build in (llama, minilm))
+    workloads = (Workload(name, options.quick) for name in ("llama", "minilm"))
     rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in benchmark(work))
     return report(rows, options)
 

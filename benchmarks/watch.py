@@ -23,8 +23,8 @@ import torch
 from harness import Options, Result, parse_options, report
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
-from step_time import minilm
 from surgery import RULE, Bench
+from workload import minilm
 
 EVERY = 10
 
