@@ -1,8 +1,9 @@
-"""Steps in a process of their own, one when told to; also under the Python of another environment.
+"""Training steps of a library that cannot be installed beside ours: in a process of its own, one when told to.
 
-`started` is our side of the pipe, and `serve` the other. Each line is one JSON object: `{"name", "build"}` makes a step
-and is answered by `{}`, `{"name"}` runs it and is answered by its loss, if it has one, and its seconds, measured there.
-So steps of several processes take turns like any two cases of `harness.interleave`, under the same load.
+`started` is our side of the pipe, and `serve` the other, which runs under the Python of another environment. Each line
+is one JSON object: `{"name", "build"}` makes a model and is answered by `{}`, `{"name"}` runs one step and is answered
+by its loss and its seconds, measured there. So the two sides take turns like any two cases of `harness.interleave`,
+under the same load.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-Step = Callable[[], float | None]
-"""One step; returns its loss, or nothing."""
+Train = Callable[[], float]
+"""One training step; returns its loss."""
 
 LEARNING_RATE = 1e-3
 
 
-def training(trained: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> Callable[[], float]:
+def training(trained: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> Train:
     """Forward and backward pass, AdamW, zero_grad: the same for all sides."""
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
@@ -106,11 +107,11 @@ def started(python: Path, script: Path) -> Iterator[Outside]:
         yield Outside(process, said)
 
 
-def serve(build: Callable[..., Step]) -> None:
-    """Answer lines until there are none; `build` makes a step from a request."""
+def serve(build: Callable[..., tuple[Sequence[Tensor], Callable[[], Tensor]]]) -> None:
+    """Answer lines until there are none; `build` makes what is trained, and the loss of one step, from a request."""
     # Answers alone may go to the pipe.
     answers, sys.stdout = sys.stdout, sys.stderr
-    steps: dict[str, Step] = {}
+    steps: dict[str, Train] = {}
     # As `interleave` does: garbage is collected, but not within a step, and what is there before is left out.
     gc.disable()
     for line in sys.stdin:
@@ -119,7 +120,8 @@ def serve(build: Callable[..., Step]) -> None:
         gc.collect()
         answer = {}
         if "build" in request:
-            steps[name] = build(**request["build"])
+            trained, loss_of = build(**request["build"])
+            steps[name] = training(trained, loss_of)
             gc.collect()
             gc.freeze()
         else:

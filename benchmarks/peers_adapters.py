@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import adapters
@@ -11,11 +11,13 @@ from adapters.composition import MultiTask
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from outside import serve, training
+from outside import serve
 
 
-def build(folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None) -> Callable[[], float]:
-    """A training step.
+def build(
+    folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None
+) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
+    """What is trained, and the loss of a step.
 
     Args:
         folder: of the base model.
@@ -41,7 +43,7 @@ def build(folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: 
         loss: Tensor = model(**inputs, task_ids=task_ids_B).loss
         return loss
 
-    return training([tensor for tensor in model.parameters() if tensor.requires_grad], loss_of)
+    return [tensor for tensor in model.parameters() if tensor.requires_grad], loss_of
 
 
 if __name__ == "__main__":

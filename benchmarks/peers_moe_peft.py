@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from moe_peft import LLMBatchConfig, LLMModel, LLMModelInput, adapter_factory
 from torch import Tensor
 
-from outside import serve, training
+from outside import serve
 
 
-def build(folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None) -> Callable[[], float]:
-    """A training step.
+def build(
+    folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: str | None
+) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
+    """What is trained, and the loss of a step.
 
     Args:
         folder: of the base model.
@@ -31,9 +33,7 @@ def build(folder: str, batch: dict[str, Any], adapter: dict[str, Any], weights: 
         loss: Tensor = output.loss if output.aux_loss is None else output.loss + output.aux_loss
         return loss
 
-    return training(
-        [tensor for tensor in model.get_adapter_weight_dict("peer").values() if tensor.requires_grad], loss_of
-    )
+    return [tensor for tensor in model.get_adapter_weight_dict("peer").values() if tensor.requires_grad], loss_of
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lorachord as lc
-from outside import training
+from outside import Train, training
 from workload import NUM_SAMPLES, TASKS, adapters_of, llama
 
 RANK, ALPHA, NUM_EXPERTS = 8, 16, 8
@@ -36,7 +35,7 @@ class Workload:
         model.config.use_cache = False
         return model
 
-    def train(self, model: nn.Module, **more: Tensor) -> Callable[[], float]:
+    def train(self, model: nn.Module, **more: Tensor) -> Train:
         ids_BL = self.token_ids_BL
         inputs = {"input_ids": ids_BL, "labels": ids_BL, "attention_mask": torch.ones_like(ids_BL), **more}
 
@@ -55,7 +54,7 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def train_ours(self, model: PeftModel) -> Callable[[], float]:
+    def train_ours(self, model: PeftModel) -> Train:
         by_task = adapters_of(model)[0].num_tasks > 0
         return self.train(model, **({"lorachord_tasks": self.task_ids_B} if by_task else {}))
 

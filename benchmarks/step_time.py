@@ -9,18 +9,15 @@ four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at th
 ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
 where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
 builds, and up to 24 while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
-shows that all runs, and hardly more).
-
-As in training, a model has a process of its own, a new one in each build, and a step that is timed follows one of its
-own (neither with `--quick`). What the allocator does for a model depends on what others had from it before, which makes
-up to .05 of a ratio; and after another model's step, the caches hold what is not its own, which costs methods of many
-small operations more than others. So do neighbours on a shared processor, which push an operation's code out of its
-caches between one layer and the next.
+shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
+after another model's, the caches hold what is not its own, which costs methods of many small operations more than
+others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
+the next. All share one process: with a new one for each model and build, which takes four times as long, ratios were
+not lower on the whole (MoELoRA's 1.13 and 1.11 after 17 and 24 builds, in one process 1.11 and 1.12).
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
-4,096) on 16 x 1,024, where it takes as long as these run. One build in one process, for nothing there hangs on
-memory's layout.
+4,096) on 16 x 1,024, where it takes as long as these run. One build, for nothing there hangs on memory's layout.
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA whose contrastive loss looks at 64
@@ -39,43 +36,53 @@ memory's layout.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
+from torch import nn
 
 import lorachord as lc
-import workload
-from harness import Options, Result, Step, Took, interleave, mean_and_error, parser_of, report, undecided
+from harness import Options, Result, Step, interleave, mean_and_error, parser_of, report, undecided
 from loops import LOOPS
-from outside import started
-from workload import CASES, NUM_SAMPLES, TASKS, Kind, Workload, saved_bytes, width_of
+from workload import NUM_SAMPLES, TASKS, Workload, adapters_of, saved_bytes
 
-WITHOUT_BOUND = ("moelora (64 tokens)",)
 BUILDS = 4, 24
 """The fewest and the most of each pair."""
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {}),
+    "multilora": ("multilora", {}),
+    "mtl_lora": ("mtl_lora", {}),
+    "mtl_lora (8 ups)": ("mtl_lora", {"num_ups": 8}),
+    "hydralora": ("hydralora", {"num_experts": 8}),
+    "mosld": ("mosld", {"num_experts": 8}),
+    "mode": ("mode", {}),
+    "mode (8 experts)": ("mode", {"num_experts": 8}),
+    "malora": ("malora", {}),
+    "moelora (no contrast)": ("moelora", {"contrastive": 0.0}),
+    "moelora": ("moelora", {}),
+    "moelora (64 tokens)": ("moelora", {"contrastive_tokens": 64}),
+    "mixlora": ("mixlora", {}),
+    "mixlora (frozen hash)": ("mixlora", {"selection": "frozen_hash"}),
+    "mor1e": ("mor1e", {}),
+    "thanora": ("thanora", {"init": "kaiming", "allocation": "uniform"}),
+    "allot (all split)": ("allot", {"choose": "all"}),
+}
+WITHOUT_BOUND = ("moelora (64 tokens)",)
 
 
-def steps_of(work: Workload, kinds: Mapping[str, Kind], optimise: bool, stack: ExitStack) -> dict[str, Step]:
-    """Of each model, a step: where it is measured well, of a process of its own, which `stack` ends."""
-    if work.quick or work.half:
-        return {name: work.step_of(work.model(kind), optimise=optimise) for name, kind in kinds.items()}
-    script = Path(workload.__file__)
-    # They import what they need while others start.
-    processes = {name: stack.enter_context(started(Path(sys.executable), script)) for name in kinds}
-    for name, process in processes.items():
-        process.ask(name, {"name": work.name, "quick": work.quick, "kind": kinds[name], "optimise": optimise})
-    return {name: lambda name=name: Took(processes[name].ask(name)["seconds"]) for name in kinds}
+def width_of(model: nn.Module) -> int:
+    """The rank of the plain LoRA that an adapted model is compared with."""
+    adapter = adapters_of(model)[0]
+    return max(len(adapter.down_weight()), adapter.up_weight().shape[1])
 
 
 def timed(
     work: Workload,
-    kinds: Mapping[str, Kind],
+    makers: Mapping[str, Callable[[], nn.Module]],
     bounds: Mapping[tuple[str, str], float | None],
     *,
     optimise: bool = True,
@@ -84,23 +91,22 @@ def timed(
 
     Args:
         work: the workload.
-        kinds: the models by name.
+        makers: how to build what is timed.
         bounds: the pairs, and the bound of each.
         optimise: whether a step is a whole one.
     """
-    fewest, most, num_pairs, num_untimed = 1, 1, 6 if work.half else 5, 0
-    if not (work.half or work.quick):
-        (fewest, most), num_pairs, num_untimed = BUILDS, 3, 1
+    fewest, most, num_pairs, num_untimed = *BUILDS, 3, 1
+    if work.half or work.quick:
+        fewest, most, num_pairs, num_untimed = 1, 1, 6 if work.half else 5, 0
     ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
     pairs = list(bounds)
     for seed in range(most):
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        # What is built last comes to lie in other memory than what is built first.
         Random(seed).shuffle(names)
-        with ExitStack() as stack:
-            steps = steps_of(work, {name: kinds[name] for name in names}, optimise, stack)
-            # The first of the untimed steps warms up.
-            counts = {"num_pairs": num_pairs, "num_warmup": 1 - num_untimed, "num_untimed": num_untimed}
-            rounds = interleave(steps, **counts, seed=seed)
+        steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
+        # The first of the untimed steps warms up.
+        rounds = interleave(steps, num_pairs=num_pairs, num_warmup=1 - num_untimed, num_untimed=num_untimed, seed=seed)
         for pair in pairs:
             ratios[pair].append(rounds.ratio(*pair))
         if seed + 1 >= fewest:
@@ -113,11 +119,11 @@ def timed(
 def beside_peft(work: Workload, r: int, cases: Sequence[str]) -> Iterator[Result]:
     """The cases whose factors are r wide, which take turns with one LoRA of PEFT's."""
     against = f"PEFT LoRA r {r}"
-    kinds: dict[str, Kind] = {case: ("ours", {"case": case}) for case in cases}
-    kinds[against] = "peft_lora", {"r": r}
+    makers: dict[str, Callable[[], nn.Module]] = {case: partial(work.ours, *CASES[case]) for case in cases}
+    makers[against] = lambda: lc.attach(work.build(), "peft_lora", r=r)
     bounds = {(case, against): None if case in WITHOUT_BOUND else 1.10 for case in cases}
-    ratios = timed(work, kinds, bounds)
-    sizes = {name: saved_bytes(work, work.model(kind)) for name, kind in kinds.items()}
+    ratios = timed(work, makers, bounds)
+    sizes = {name: saved_bytes(work, make()) for name, make in makers.items()}
     for (case, _), bound in bounds.items():
         value, error = mean_and_error(ratios[case, against])
         yield Result(f"step: {case} / {against}", value, bound=bound, error=error)
@@ -126,24 +132,21 @@ def beside_peft(work: Workload, r: int, cases: Sequence[str]) -> Iterator[Result
 
 def beside_loops(work: Workload, case: str) -> Iterator[Result]:
     """A case's loops, which take turns with it."""
-    kinds: dict[str, Kind] = {
-        row: ("loop", {"case": case, "row": row})
-        for row in LOOPS[case]
-        if not work.quick or (row, case, work.name) == ("loop", "hydralora", "minilm")
+    makers: dict[str, Callable[[], nn.Module]] = {
+        name: partial(work.loop, layer_type, *CASES[case])
+        for name, layer_type in LOOPS[case].items()
+        if not work.quick or (name, case, work.name) == ("loop", "hydralora", "minilm")
     }
-    if not kinds:
+    if not makers:
         return
-    ours, loops = work.ours(case), {row: work.model(kind) for row, kind in kinds.items()}
-    for loop in loops.values():
-        work.require_same(ours, loop)
-    sizes = {row: saved_bytes(work, ours) / saved_bytes(work, loop) for row, loop in loops.items()}
-    bounds = {(row, case): 2.0 if row == "loop" else None for row in kinds}
-    kinds[case] = "ours", {"case": case}
-    ratios = timed(work, kinds, bounds)
-    for (row, _), bound in bounds.items():
-        value, error = mean_and_error(ratios[row, case])
-        yield Result(f"{row} / {case}", value, bound=bound, better="higher", error=error)
-        yield Result(f"saved: {case} / {row}", sizes[row])
+    bounds = {(name, case): 2.0 if name == "loop" else None for name in makers}
+    makers[case] = partial(work.ours, *CASES[case])
+    ratios = timed(work, makers, bounds)
+    size = saved_bytes(work, makers[case]())
+    for (name, _), bound in bounds.items():
+        value, error = mean_and_error(ratios[name, case])
+        yield Result(f"{name} / {case}", value, bound=bound, better="higher", error=error)
+        yield Result(f"saved: {case} / {name}", size / saved_bytes(work, makers[name]()))
 
 
 def calibrations(work: Workload) -> Iterator[Result]:
@@ -157,7 +160,7 @@ def calibrations(work: Workload) -> Iterator[Result]:
         "allot": partial(lc.calibrate, work.build(), "allot", tasks=TASKS, batches=halves, loss=work.loss_of),
         "mor1e": partial(lc.fit_intuition, clustered, [batch for own in inputs.values() for batch in own]),
     }
-    step = work.step_of(work.peft_lora(8))
+    step = work.step_of(lc.attach(work.build(), "peft_lora", r=8))
     ten: dict[str, Step] = {"ten steps": lambda: [step() for _ in range(10)]}
     rounds = interleave(ten | calls, num_pairs=1, num_warmup=0)
     for method in calls:
@@ -165,13 +168,13 @@ def calibrations(work: Workload) -> Iterator[Result]:
 
 
 def limits(work: Workload) -> Iterator[Result]:
-    kinds: dict[str, Kind] = {
-        "frozen": ("frozen", {}),
-        "PEFT LoRA r 8": ("peft_lora", {"r": 8}),
-        "lora": ("ours", {"case": "lora"}),
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "frozen": lambda: work.build().requires_grad_(False),
+        "PEFT LoRA r 8": lambda: lc.attach(work.build(), "peft_lora", r=8),
+        "lora": partial(work.ours, *CASES["lora"]),
     }
-    bounds = {(name, "frozen"): None for name in kinds if name != "frozen"}
-    for (name, _), found in timed(work, kinds, bounds, optimise=False).items():
+    bounds = {(name, "frozen"): None for name in [*makers][1:]}
+    for (name, _), found in timed(work, makers, bounds, optimise=False).items():
         value, error = mean_and_error(found)
         yield Result(f"limit: {name} / frozen", value, error=error)
 
@@ -182,7 +185,7 @@ def benchmark(work: Workload) -> Iterator[Result]:
     cases_by_width: dict[int, list[str]] = {}
     for case in CASES:
         if case not in left_out:
-            cases_by_width.setdefault(width_of(work.ours(case)), []).append(case)
+            cases_by_width.setdefault(width_of(work.ours(*CASES[case])), []).append(case)
     for r, cases in sorted(cases_by_width.items()):
         yield from beside_peft(work, r, cases)
     for case in LOOPS:

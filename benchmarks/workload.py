@@ -1,4 +1,4 @@
-"""The models that `step_time.py` compares, and their steps; as a script, in a process of their own (`outside.py`)."""
+"""Random models, the batch that they are fed, and their steps: what benchmarks of time and memory share."""
 
 from __future__ import annotations
 
@@ -12,36 +12,14 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import lorachord as lc
-from loops import LOOPS, Loop
+from harness import Step
+from loops import Loop
 from lorachord.core.adapter import Adapter
 from lorachord.tuner.layer import LorachordLinear
-from outside import Step, serve
 
 TASKS = ("a", "b", "c", "d")
 NUM_SAMPLES = 16
 LENGTHS = {"llama_1b": 256, "llama_8b": 1024}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora": ("lora", {}),
-    "multilora": ("multilora", {}),
-    "mtl_lora": ("mtl_lora", {}),
-    "mtl_lora (8 ups)": ("mtl_lora", {"num_ups": 8}),
-    "hydralora": ("hydralora", {"num_experts": 8}),
-    "mosld": ("mosld", {"num_experts": 8}),
-    "mode": ("mode", {}),
-    "mode (8 experts)": ("mode", {"num_experts": 8}),
-    "malora": ("malora", {}),
-    "moelora (no contrast)": ("moelora", {"contrastive": 0.0}),
-    "moelora": ("moelora", {}),
-    "moelora (64 tokens)": ("moelora", {"contrastive_tokens": 64}),
-    "mixlora": ("mixlora", {}),
-    "mixlora (frozen hash)": ("mixlora", {"selection": "frozen_hash"}),
-    "mor1e": ("mor1e", {}),
-    "thanora": ("thanora", {"init": "kaiming", "allocation": "uniform"}),
-    "allot (all split)": ("allot", {"choose": "all"}),
-}
-
-Kind = tuple[str, dict[str, Any]]
-"""Of a workload's models: the name of what makes it, and its arguments."""
 
 
 def llama(quick: bool) -> PreTrainedModel:
@@ -111,20 +89,8 @@ class Workload:
         model.train()
         return model.to(torch.bfloat16) if self.half else model
 
-    def model(self, kind: Kind) -> nn.Module:
-        """One of those that follow."""
-        maker, arguments = kind
-        model: nn.Module = getattr(self, maker)(**arguments)
-        return model
-
-    def frozen(self) -> nn.Module:
-        return self.build().requires_grad_(False)
-
-    def peft_lora(self, r: int) -> nn.Module:
-        return lc.attach(self.build(), "peft_lora", r=r)
-
-    def ours(self, case: str) -> nn.Module:
-        method, options = CASES[case]
+    def ours(self, method: str, options: Mapping[str, Any]) -> nn.Module:
+        """An adapted model, of four tasks."""
         model = lc.attach(self.build(), method, tasks=TASKS, **options)
         if method == "mor1e":
             # As in training, where embeddings are made once a row: a step is handed them.
@@ -136,25 +102,23 @@ class Workload:
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
         return model
 
-    def loop(self, case: str, row: str) -> nn.Module:
-        """A case's weights in layers of another type."""
-        ours, model, layer_type = self.ours(case), self.frozen(), LOOPS[case][row]
+    def loop(self, layer_type: type[Loop], method: str, options: Mapping[str, Any]) -> nn.Module:
+        """The weights of `ours` in layers of another type, checked to compute the same (not in bfloat16)."""
+        ours, model = self.ours(method, options), self.build().requires_grad_(False)
         for adapter in adapters_of(ours):
             base = model.get_submodule(adapter.layer.name)
             model.set_submodule(adapter.layer.name, layer_type(base, adapter, self.task_ids_B))
-        return model
-
-    def require_same(self, ours: nn.Module, other: nn.Module) -> None:
-        """Check that two models compute the same (not in bfloat16, where near ties choose other experts)."""
         if self.half:
-            return
+            # Near ties choose other experts.
+            return model
         results = []
-        for model in (ours.eval(), other.eval()):
-            output_BLV = self.forward_of(model)()
+        for candidate in (ours.eval(), model.eval()):
+            output_BLV = self.forward_of(candidate)()
             results.append((output_BLV, *torch.autograd.grad(output_BLV, self.embeddings_BLD, self.weight_BLV)))
-            model.train()
+            candidate.train()
         for expected, found in zip(*results, strict=True):
             torch.testing.assert_close(found / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
+        return model
 
     @property
     def prompt_embeddings(self) -> Tensor:
@@ -206,12 +170,6 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     return [adapter for layer in model.modules() if isinstance(layer, LorachordLinear) for adapter in layer.active()]
 
 
-def width_of(model: nn.Module) -> int:
-    """The rank of the plain LoRA that an adapted model is compared with."""
-    adapter = adapters_of(model)[0]
-    return max(len(adapter.down_weight()), adapter.up_weight().shape[1])
-
-
 def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the distinct storages, other than parameters', that a forward pass keeps for its backward pass."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -231,13 +189,3 @@ def saved_bytes_of(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 def saved_bytes(work: Workload, model: nn.Module) -> int:
     """The same for one of a workload's models."""
     return saved_bytes_of(model, work.forward_of(model))
-
-
-def step_of_new(name: str, quick: bool, kind: Kind, optimise: bool) -> Step:
-    """A step of a model of a workload of its own."""
-    work = Workload(name, quick)
-    return work.step_of(work.model(kind), optimise=optimise)
-
-
-if __name__ == "__main__":
-    serve(step_of_new)
