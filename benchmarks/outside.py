@@ -120,6 +120,8 @@ def serve(build: Callable[..., tuple[Sequence[Tensor], Callable[[], Tensor]]]) -
         gc.collect()
         answer = {}
         if "build" in request:
+            # What is built anew under a name it had may go.
+            gc.unfreeze()
             trained, loss_of = build(**request["build"])
             steps[name] = training(trained, loss_of)
             gc.collect()

@@ -146,8 +146,8 @@ def mix(
             blocks side by side, then S = R.
         logits_BLX: (B, L, Y E G), from `noisy`.
         ctx: of this pass; padding counts in no loss and no load.
-        rows_BM: of which rows, counted through the batch, to return each router's h as well, and of all
-            rows its choices. As an operation of its own, sampling would make gradients for all other rows too.
+        rows_BM: of which rows, counted through the batch, to return each router's h as well, and of all rows its
+            choices. As an operation of its own, sampling would make gradients for all other rows too.
 
     Returns:
         The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (N, K): top-k
