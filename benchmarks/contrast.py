@@ -1,11 +1,11 @@
-"""How well MoELoRA's contrastive loss is estimated from few tokens of a sequence: the tables of docs/findings.md.
+"""How well MoELoRA's contrastive loss is estimated from few tokens of few texts: the tables of docs/findings.md.
 
     python benchmarks/contrast.py --data DATA --out runs/contrast
 
 MiniLM with MoELoRA at its defaults is trained on four GLUE tasks, on texts of up to 128 tokens. Then, for batches of
 one task's longest texts of val, the gradient of the contrastive loss with respect to all factors is made of a few
-tokens of each text and of all of them, and compared. The loss of other texts sets the scale: how far the gradients of
-two batches lie apart, of all tokens both.
+tokens of each text, or of half of the texts, and of all of them, and compared. The loss of other texts sets the scale:
+how far the gradients of two batches lie apart, of all tokens both.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from lorachord.runs.use import load_run
 from lorachord.tuner.layer import LorachordLinear
 
 TASKS = ("glue_sst2", "glue_mrpc", "glue_qnli", "glue_stsb")
-TOKENS = (8, 16, 24, 32, 48, 64)
 LENGTH, BATCH, BATCHES = 128, 16, 6
+CHOICES = [*((num_tokens, BATCH) for num_tokens in (8, 16, 24, 32, 48, 64)), (16, BATCH // 2), (LENGTH, BATCH // 2)]
+"""Of how many tokens and texts, at most."""
 
 
 def recipe(steps: int) -> Recipe:
@@ -45,13 +46,16 @@ def recipe(steps: int) -> Recipe:
     return recipe_from(tree)
 
 
-def gradient(model: nn.Module, batch: Mapping[str, Tensor], num_tokens: int) -> tuple[float, Tensor]:
-    """The contrastive loss of at most so many tokens of each text, and its gradient."""
+def gradient(
+    model: nn.Module, batch: Mapping[str, Tensor], num_tokens: int = LENGTH, num_texts: int = BATCH
+) -> tuple[float, Tensor]:
+    """The contrastive loss of at most so many tokens of at most so many texts, and its gradient."""
+    limits = {"contrastive_tokens": num_tokens, "contrastive_sequences": num_texts}
     factors = []
     for layer in model.modules():
         for adapter in layer.active() if isinstance(layer, LorachordLinear) else ():
             # Without the balance loss, which is its router's.
-            adapter.config = adapter.router.config = replace(adapter.config, balance=0.0, contrastive_tokens=num_tokens)
+            adapter.config = adapter.router.config = replace(adapter.config, balance=0.0, **limits)
             factors += [adapter.down, adapter.up]
     inputs = {**batch}
     with lc.on_task(model, inputs.pop("tasks")):
@@ -65,17 +69,18 @@ def cosine(first: Tensor, second: Tensor) -> float:
 
 
 def rows(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[list[str]]:
-    """Tokens, loss, and of the gradient, against that of all tokens: cosine, and norm over norm."""
-    every = [gradient(model, batch, LENGTH) for batch in batches]
-    for num_tokens in TOKENS:
-        some = [gradient(model, batch, num_tokens) for batch in batches]
+    """Tokens, texts, loss, and of the gradient, against that of all: cosine, and norm over norm."""
+    every = [gradient(model, batch) for batch in batches]
+    for num_tokens, num_texts in CHOICES:
+        some = [gradient(model, batch, num_tokens, num_texts) for batch in batches]
         pairs = [(few, full) for (_, few), (_, full) in zip(some, every, strict=True)]
         angle = fmean(cosine(few, full) for few, full in pairs)
         length = fmean(float(few.norm() / full.norm()) for few, full in pairs)
-        yield [f"{num_tokens}", f"{fmean(loss for loss, _ in some):.4f}", f"{angle:.2f}", f"{length:.2f}"]
-    yield ["all", f"{fmean(loss for loss, _ in every):.4f}", "1", "1"]
+        chosen = "all" if num_tokens == LENGTH else f"{num_tokens}", f"{num_texts}"
+        yield [*chosen, f"{fmean(loss for loss, _ in some):.4f}", f"{angle:.2f}", f"{length:.2f}"]
+    yield ["all", f"{BATCH}", f"{fmean(loss for loss, _ in every):.4f}", "1", "1"]
     apart = fmean(cosine(first, second) for (_, first), (_, second) in combinations(every, 2))
-    yield ["all, other texts", "", f"{apart:.2f}", ""]
+    yield ["all", f"{BATCH} others", "", f"{apart:.2f}", ""]
 
 
 def main() -> None:
@@ -103,7 +108,7 @@ def main() -> None:
             module.p = 0.0
     length = fmean(float(batch["attention_mask"].sum(1).float().mean()) for batch in batches)
     print(f"{chosen.task}, {chosen.steps} steps, {length:.0f} tokens a text")
-    print(table([["tokens", "loss", "cosine", "norm"], *rows(model, batches)]))
+    print(table([["tokens", "texts", "loss", "cosine", "norm"], *rows(model, batches)]))
 
 
 if __name__ == "__main__":

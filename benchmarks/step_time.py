@@ -21,7 +21,7 @@ features) on 16 x 256 tokens, where a step takes as long as it takes to launch i
 
 - `step`: a training step (tasks named, forward, penalty, backward, AdamW, zero_grad) over that of PEFT's LoRA whose
   rank is the wider of the stacked factors. At most 1.10. Without a bound: MoELoRA whose contrastive loss looks at 64
-  tokens of a sequence and not, as by default, at 16: a cost that does not grow with the layers' width.
+  tokens of a sequence and not, as by default, at 16 (of 8 sequences, both): a cost that does not grow with the width.
 - `loop`: a training step of a loop over 8 experts (`loops.py`), in the style of the published codes, over ours. At
   least 2. That both give the same outputs and input gradients is checked first. HydraLoRA's release applies A anew for
   each expert, and so do the loops here; `A once` shows what is left without that. MTL-LoRA's release has no loop (it

@@ -28,7 +28,7 @@ TASKS = tuple(task_of(fields) for fields in own("colour", "size", "number", "cho
 OPTIONS: dict[str, dict[str, float]] = {
     # Weights large enough to see: what is a mean over all ranks' rows is not the mean of the ranks' means.
     "mosld": {"r": 4, "num_experts": 4, "balance": 2.0, "z": 0.5},
-    "moelora": {"r": 4, "num_experts": 4, "balance": 2.0, "contrastive": 2.0},
+    "moelora": {"r": 4, "num_experts": 4, "balance": 2.0, "contrastive": 2.0, "contrastive_sequences": 64},
     "mode": {"r": 4, "balance": 2.0},
     "mor1e": {"r1": 2, "r2": 3},
 }

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lorachord.core.contrast import contrastive_loss, grams_of, spread_tokens
+from lorachord.core.contrast import contrastive_loss, grams_of, spread_sequences, spread_tokens
 from tests.reference import moelora
 
 B, L, E, K, R, D, O = 3, 6, 4, 2, 2, 5, 7  # noqa: E741
@@ -94,16 +94,27 @@ def test_layers_add_up() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("max_sequences", [3, 4, 9])
 @pytest.mark.parametrize("limit", [1, 3, 4, 8])
-def test_tokens_are_spread_evenly_over_those_that_count(limit: int) -> None:
+def test_tokens_are_spread_evenly_over_those_that_count(limit: int, max_sequences: int) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
-    rows, valid = spread_tokens(mask, limit)
-    assert rows.shape == valid.shape == (4, min(limit, 6))
-    for row, (found, kept) in enumerate(zip(rows, valid, strict=True)):
+    picked, rows, valid = spread_tokens(mask, limit, max_sequences)
+    assert picked.tolist() == spread_sequences(4, max_sequences)
+    assert rows.shape == valid.shape == (min(max_sequences, 4), min(limit, 6))
+    for row, found, kept in zip(picked.tolist(), rows, valid, strict=True):
         counted = mask[row].nonzero().flatten().tolist()
         num = min(limit, len(counted))
         wanted = counted if len(counted) <= limit else [counted[n * len(counted) // num] for n in range(num)]
         assert (found[kept] - 6 * row).tolist() == wanted
+
+
+@pytest.mark.parametrize(("num_sequences", "limit"), [(5, 8), (8, 8), (16, 8), (64, 8), (96, 24)])
+@pytest.mark.parametrize("num_tasks", [2, 3, 4])
+def test_sequences_are_of_all_tasks_in_turn_or_in_a_row(num_sequences: int, limit: int, num_tasks: int) -> None:
+    picked = spread_sequences(num_sequences, limit)
+    assert picked == sorted(set(picked) & {*range(num_sequences)})
+    assert len(picked) == min(num_sequences, limit)
+    assert {n % num_tasks for n in picked} == {n * num_tasks // num_sequences for n in picked} == {*range(num_tasks)}
 
 
 def test_grams_have_their_values_and_gradients() -> None:

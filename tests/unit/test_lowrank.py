@@ -22,10 +22,14 @@ def rows(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("width", [3, NARROW - 1, NARROW, NARROW + 1])
 @pytest.mark.parametrize("down", [True, False])
+@pytest.mark.parametrize("rows_last", [False, True])
 @pytest.mark.parametrize("num_rows", [2 * BLOCKS, 2 * BLOCKS + 1])
-def test_is_the_linear_map_on_either_side_of_the_narrow_limit(width: int, down: bool, num_rows: int) -> None:
+def test_is_the_linear_map_on_either_side_of_the_narrow_limit(
+    width: int, down: bool, num_rows: int, rows_last: bool
+) -> None:
     d_in, d_out = (20, width) if down else (width, 20)
     x, weight, out = rows(num_rows, d_in), rows(d_out, d_in), rows(num_rows, d_out)
+    x = rows(d_in, num_rows).t() if rows_last else x
     torch.testing.assert_close(rows_linear(x, weight), x @ weight.T)
     torch.testing.assert_close(rows_linear(x, weight, out=out, scale=0.7), out + 0.7 * x @ weight.T)
     assert gradcheck(lambda *args: rows_linear(args[0], args[1], out=args[2], scale=0.7), (x, weight, out))

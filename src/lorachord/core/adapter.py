@@ -51,6 +51,7 @@ class Adapter(AsMatrix):
         Config: the config class, a frozen keyword-only dataclass.
         no_decay: parameters that weight decay must not touch: it would pull them back to a start that means "off".
         neighbourly: whether adapters with the same input make things for each other.
+        rows_last: whether `core` is faster at an `h` that lies in memory with its rows last.
         probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
 
     Args:
@@ -64,6 +65,7 @@ class Adapter(AsMatrix):
     Config: ClassVar[type[MethodConfig]]
     no_decay: ClassVar[tuple[str, ...]] = ()
     neighbourly: ClassVar[bool] = False
+    rows_last: ClassVar[bool] = False
 
     down: nn.Parameter
     up: nn.Parameter
@@ -244,7 +246,9 @@ class Adapter(AsMatrix):
         weights = [one.down_weight() for one in group], [router_ED for router_ED in routers if router_ED is not None]
         leaf_TXD = None if runs is None or self.probes is None else self.probes.inner_TXD
         through = through and given.dtype == dtype
-        h, logits, passed = inner_products(dropped, x, *weights, leaf_TXD, runs, through=through)
+        h, logits, passed = inner_products(
+            dropped, x, *weights, leaf_TXD, runs, through=through, rows_last=self.rows_last
+        )
         passed = given if passed is x else passed
 
         num_rows = x.numel() // self.layer.d_in

@@ -4,8 +4,8 @@ The outputs of two experts e and f for two tokens, `q = B_e h` and `k = B_f h'`,
 `h^T (B_e^T B_f) h'`. So the products of all of them come from the vectors h and one Gram matrix of the stacked B's,
 whatever the width of the outputs is.
 
-Shapes: Y layers, B sequences, Z = Y B; L tokens of a sequence, M outputs of one (its tokens, times the K experts that
-each has chosen); E experts of rank R, S = E R.
+Shapes: Y layers, B sequences, C of them looked at, Z = Y B; L tokens of a sequence, M outputs of one (its tokens, times
+the K experts that each has chosen); E experts of rank R, S = E R.
 """
 
 from __future__ import annotations
@@ -17,31 +17,51 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.core.devices import moved
 from lorachord.core.precision import without_autocast
 from lorachord.core.ranks import across_ranks
 
 EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+"""Its multiples, modulo 1, are spread as evenly as can be, and never periodically."""
 
 
-def spread_tokens(mask_BL: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """At most `limit` tokens of each sequence, evenly spaced among those that count.
+def spread_sequences(num_sequences: int, limit: int) -> list[int]:
+    """At most `limit` of a batch's sequences, spread over it without a period.
+
+    Tasks may take turns in a batch: evenly spaced sequences would be some tasks' alone.
+
+    >>> spread_sequences(16, 8)
+    [0, 2, 5, 7, 10, 12, 13, 15]
+    """
+    return sorted(sorted(range(num_sequences), key=lambda nth: nth * GOLDEN_RATIO % 1)[:limit])
+
+
+def spread_tokens(mask_BL: Tensor, limit: int, max_sequences: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `limit` tokens of each of at most `max_sequences` sequences, evenly spaced among those that count.
 
     Args:
         mask_BL: True for the tokens that count.
         limit: the most tokens of one sequence.
+        max_sequences: the most sequences.
 
     Returns:
-        With M = min(L, limit): (B, M) rows, counted through the batch; and (B, M), True where there is such a token.
+        With C = min(B, max_sequences) and M = min(L, limit): (C,) sequences; (C, M) rows, counted through the batch;
+        and (C, M), True where there is such a token.
     """
     num_sequences, length = mask_BL.shape
-    limit = min(limit, length)
-    count_B1 = mask_BL.sum(1, keepdim=True)
-    nth_BM = torch.arange(limit, device=mask_BL.device) * count_B1.clamp_min(limit) // limit
+    limit, device = min(limit, length), mask_BL.device
+    picked_C = torch.arange(num_sequences, device=device)
+    if num_sequences > max_sequences:
+        picked_C = moved(torch.tensor(spread_sequences(num_sequences, max_sequences)), device)
+    mask_CL = mask_BL[picked_C]
+    count_C1 = mask_CL.sum(1, keepdim=True)
+    nth_CM = torch.arange(limit, device=device) * count_C1.clamp_min(limit) // limit
     # The tokens that count come first, in their order.
-    order_BL = mask_BL.byte().argsort(dim=1, descending=True, stable=True)
-    order_BL += torch.arange(0, num_sequences * length, length, device=mask_BL.device).unsqueeze(1)
-    return order_BL.gather(1, nth_BM), nth_BM < count_B1
+    order_CL = mask_CL.byte().argsort(dim=1, descending=True, stable=True)
+    order_CL += length * picked_C.unsqueeze(1)
+    return picked_C, order_CL.gather(1, nth_CM), nth_CM < count_C1
 
 
 def grams_of(ups_OS: Sequence[Tensor]) -> tuple[Tensor, ...]:

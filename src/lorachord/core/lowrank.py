@@ -12,9 +12,10 @@ gradient is not computed.
 The factors of a low-rank update are very narrow, and a CPU's BLAS is slow at narrow products unless they are put to it
 in the right way (measured with 8 columns: up to 4 times). So there the narrow operand of a product has its long side
 last in memory, and the gradient of a narrow weight, or of one with fewer outputs than inputs, is made in a few blocks
-of rows, with the smaller side first. An accelerator gets products as they are, and what needs no probe as operations
-of autograd's own: what counts there is how soon the next kernel is launched, and a function in Python costs more than
-the kernels it saves.
+of rows, with the smaller side first. Rows that stand between the factors may lie in memory with the rows last: then so
+does their gradient. An accelerator gets products as they are, and what needs no probe as operations of autograd's own:
+what counts there is how soon the next kernel is launched, and a function in Python costs more than the kernels it
+saves.
 """
 
 from __future__ import annotations
@@ -38,6 +39,18 @@ BLOCKS = 4
 
 def _narrow(rows: Tensor) -> bool:
     return rows.shape[1] < NARROW and on_cpu(rows)
+
+
+def _rows_last(rows: Tensor) -> bool:
+    """Whether the rows (N, X) lie beside each other in memory, and not one after another."""
+    return rows.stride(0) == 1 != rows.stride(1)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """(N, X) of parts of the rows, which lie in memory as the first part does."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.t() for part in parts]).t() if _rows_last(parts[0]) else torch.cat([*parts], dim=1)
 
 
 def _matmul(a_NK: Tensor, b_KM: Tensor, scale: float = 1.0) -> Tensor:
@@ -125,7 +138,9 @@ class _RowsLinear(torch.autograd.Function):
         x_NI, grad_NO = x.reshape(-1, num_in), grad.reshape(-1, num_out)
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_probe = None
-        if needs_x:
+        if needs_x and _rows_last(x_NI):
+            grad_x = _scaled(weight_OI.t(), grad_NO.t(), ctx.scale).t().view(x.shape)
+        elif needs_x:
             grad_x = _matmul(grad_NO, weight_OI, ctx.scale).view(x.shape)
         if needs_probe:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
@@ -150,12 +165,13 @@ class _Inner(torch.autograd.Function):
         probe_TOI: Tensor | None,
         row_runs: Runs | None,
         through: bool,
+        rows_last: bool,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        weight_OI = _stacked(weights)
+        weight_OI, x_NI = _stacked(weights), x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(x, weight_OI, *weights)
         ctx.row_runs, ctx.num_tasks = row_runs, None if probe_TOI is None else len(probe_TOI)
-        y_NO = _matmul(x.reshape(-1, x.shape[-1]), weight_OI.t())
+        y_NO = (weight_OI @ x_NI.t()).t() if rows_last else _matmul(x_NI, weight_OI.t())
         parts_NO = (y_NO,) if num_first == len(weight_OI) else y_NO.tensor_split((num_first,), dim=1)
         first, *second = (part_NO.view(*x.shape[:-1], -1) for part_NO in parts_NO)
         return first, second[0] if second else None, x.view_as(x) if through else None
@@ -168,7 +184,7 @@ class _Inner(torch.autograd.Function):
             weight_OI = torch.cat(weights)
         x_NI, (*products, others) = x.reshape(-1, x.shape[-1]), grads
         parts_NO = [grad.reshape(-1, grad.shape[-1]) for grad in products if grad is not None]
-        grad_NO = parts_NO[0] if len(parts_NO) == 1 else torch.cat(parts_NO, dim=1)
+        grad_NO = _side_by_side(parts_NO)
         grad_x = grad_probe = None
         grad_weights: tuple[Tensor | None, ...] = (None,) * len(weights)
         if ctx.needs_input_grad[0] and others is not None:
@@ -177,10 +193,10 @@ class _Inner(torch.autograd.Function):
             grad_x = _matmul(grad_NO, weight_OI).view(x.shape)
         if ctx.needs_input_grad[2]:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
-        elif any(ctx.needs_input_grad[5:]):
+        elif any(ctx.needs_input_grad[6:]):
             grad_OI = _weight_gradient(grad_NO, x_NI)
             grad_weights = grad_OI.split([len(weight) for weight in weights]) if len(weights) > 1 else (grad_OI,)
-        return grad_x, None, grad_probe, None, None, *grad_weights
+        return grad_x, None, grad_probe, None, None, None, *grad_weights
 
 
 def rows_linear(
@@ -234,6 +250,7 @@ def inner_products(
     row_runs: Runs | None,
     *,
     through: bool = False,
+    rows_last: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """`A' drop(x)` (..., R); the router's logits `W x` (..., E), or None where there is no router; and x.
 
@@ -245,6 +262,8 @@ def inner_products(
         through: whether all else that is made of x is made of the x that is returned, by what gives its gradient away:
             that of the products is then added to it in place, which saves a pass over it. An accelerator leaves it as
             it is, and so does dropout.
+        rows_last: whether what comes out may lie in memory with its rows last, the way that routing likes it; so does
+            its gradient then. An accelerator leaves this as it is, and so does dropout.
     """
     downs, routers = ([weight.to(x.dtype) for weight in weights] for weights in (downs, routers))
     num_rows = sum(len(down_RD) for down_RD in downs)
@@ -266,7 +285,7 @@ def inner_products(
         h, logits = y.tensor_split((num_rows,), dim=-1)
         return h, logits, x
     through = through and x.requires_grad and torch.is_grad_enabled()
-    h, logits, passed = _Inner.apply(x, num_rows, probe_TXD, row_runs, through, *weights)
+    h, logits, passed = _Inner.apply(x, num_rows, probe_TXD, row_runs, through, rows_last, *weights)
     return h, logits, passed if through else x
 
 

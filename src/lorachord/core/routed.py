@@ -20,6 +20,7 @@ class RoutedAdapter(Adapter):
 
     mixing = Mixing.INPUT
     neighbourly = True
+    rows_last = True
     router: Router | None
 
     def reset(self) -> None:

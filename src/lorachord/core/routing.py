@@ -5,10 +5,9 @@ experts, K of them chosen per row; G groups of rank slots, each with gates of it
 
 Background. What a router does to a row is a dozen operations on a handful of numbers, so their number is what it costs:
 as autograd's own they took as long as the factors' products. Here they are one autograd function, for all layers with
-the same input (`core/neighbours.py`), and the logits come out of the product with A (`Adapter.router_weight`). All is
-laid out as the products around it are, (N, Y, E, G): with rows last the loops are longer, but transposing to and fro
-takes what that gains. Where there is one group there is no G: a CPU's softmax is at its best over what lies last
-(measured: half of the time, and an eighth backward).
+the same input (`core/neighbours.py`), and the logits come out of the product with A (`Adapter.router_weight`). All has
+rows last, (Y, E, G, N): on a CPU, whose loops are fast where the last axis is long, a softmax over 8 experts takes a
+tenth of the time that way, and gating a fifth. Products make and take such rows as fast as others (`core/lowrank.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from lorachord.core import init
 from lorachord.core.context import Context
+from lorachord.core.devices import on_cpu
 from lorachord.core.ranks import across_ranks
 from lorachord.core.settings import MethodConfig, option
 
@@ -150,7 +150,7 @@ def mix(
             choices. As an operation of its own, sampling would make gradients for all other rows too.
 
     Returns:
-        The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (N, K): top-k
+        The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (K, N): top-k
         routers of one group alone have any.
     """
     first, num_routers = routers[0], len(routers)
@@ -224,81 +224,93 @@ class _Route(torch.autograd.Function):
         rows_BM: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         wide = torch.promote_types(logits_BLX.dtype, torch.float32)
-        num_experts = logits_BLX.shape[-1] // (groups * num_routers)
-        by_group = (groups,) if groups > 1 else ()
-        logits_NYEG = logits_BLX.to(wide).reshape(-1, num_routers, num_experts, *by_group)
-        probs_NYEG = gates_NYEG = torch.softmax(logits_NYEG, dim=2)
-        mask_N111 = None if mask_BL is None else mask_BL.reshape(-1, 1, 1, *(1 for _ in by_group)).to(wide)
+        num_experts, num_rows = logits_BLX.shape[-1] // (groups * num_routers), h_BLX.shape[:2].numel()
+        shape = num_routers, num_experts, groups
+        logits_YEGN = logits_BLX.to(wide).reshape(num_rows, -1).t().contiguous().view(*shape, num_rows)
+        probs_YEGN = gates_YEGN = torch.softmax(logits_YEGN, dim=1)
+        mask_N = None if mask_BL is None else mask_BL.flatten().to(wide)
 
         def over_rows(values: Tensor) -> Tensor:
             # No matrix product: under autocast it would count in half precision.
-            return (values if mask_N111 is None else values * mask_N111).sum(0)
+            return (values if mask_N is None else values * mask_N).sum(3)
 
-        chosen_NYEG = gates_NYEG
+        chosen_YEGN = gates_YEGN
         if top_k is not None or (weights and weights[0]):
-            choices_NYKG = probs_NYEG.topk(top_k or 1, dim=2).indices
-            chosen_NYEG = torch.zeros_like(probs_NYEG).scatter_(2, choices_NYKG, 1.0)
+            choices_YKGN = _most_probable(probs_YEGN, top_k or 1)
+            chosen_YEGN = torch.zeros_like(probs_YEGN).scatter_(1, choices_YKGN, 1.0)
         if top_k is not None:
-            gates_NYEG = probs_NYEG * chosen_NYEG
-            gates_NYEG.div_(gates_NYEG.sum(2, keepdim=True))
+            gates_YEGN = probs_YEGN * chosen_YEGN
+            gates_YEGN.div_(gates_YEGN.sum(1, keepdim=True))
 
-        load_YEG = lse_NY1G = chosen_YEG = probs_YEG = squares_YG = None
+        load_YEG = lse_Y1GN = chosen_YEG = probs_YEG = squares_YG = None
         if weights and weights[1]:
-            lse_NY1G = logits_NYEG.logsumexp(2, keepdim=True)
+            lse_Y1GN = logits_YEGN.logsumexp(1, keepdim=True)
         ctx.tallied = recording and weights is not None
         if recording:
-            load_YEG = over_rows(gates_NYEG if top_k is None else chosen_NYEG)
+            load_YEG = over_rows(gates_YEGN if top_k is None else chosen_YEGN)
         if ctx.tallied:
             # A top-k router's load is its choices.
-            chosen_YEG = over_rows(chosen_NYEG) if top_k is None else None
-            probs_YEG = over_rows(probs_NYEG)
-            squares_YG = None if lse_NY1G is None else over_rows(lse_NY1G.square()).flatten(1)
+            chosen_YEG = over_rows(chosen_YEGN) if top_k is None else None
+            probs_YEG = over_rows(probs_YEGN)
+            squares_YG = None if lse_Y1GN is None else over_rows(lse_Y1GN.square()).squeeze(1)
         # X is E where each expert gates a block of its own, else 1; a group has P rows.
-        h_NYXGP = h_BLX.reshape(len(gates_NYEG), num_routers, num_experts if own_blocks else 1, groups, -1)
-        ctx.save_for_backward(h_NYXGP, gates_NYEG, probs_NYEG if weights else None, lse_NY1G, mask_N111, rows_BM)
+        h_XN = h_BLX.reshape(num_rows, -1).t()
+        h_YXGPN = h_XN.reshape(num_routers, num_experts if own_blocks else 1, groups, -1, num_rows)
+        ctx.save_for_backward(h_YXGPN, gates_YEGN, probs_YEGN if weights else None, lse_Y1GN, mask_N, rows_BM)
         ctx.shapes, ctx.dtype = (h_BLX.shape, logits_BLX.shape), logits_BLX.dtype
-        mixed_NYEGP = gates_NYEG.to(h_BLX.dtype).view(-1, num_routers, num_experts, groups, 1) * h_NYXGP
-        mixed = (mixed_NEGP.view(*h_BLX.shape[:2], -1) for mixed_NEGP in mixed_NYEGP.flatten(2).unbind(1))
+        mixed_YEGPN = h_BLX.new_empty(*shape, h_YXGPN.shape[3], num_rows)
+        torch.mul(h_YXGPN, gates_YEGN.to(h_BLX.dtype).unsqueeze(3), out=mixed_YEGPN)
+        mixed = (mixed_SN.t().view(*h_BLX.shape[:2], -1) for mixed_SN in mixed_YEGPN.flatten(1, 3).unbind())
         sampled: tuple[Tensor, ...] = ()
         choices: tuple[Tensor, ...] = ()
         if rows_BM is not None:
-            sampled_NX = h_BLX.reshape(len(gates_NYEG), -1).index_select(0, rows_BM.flatten())
-            sampled = sampled_NX.view(*rows_BM.shape, num_routers, -1).unbind(2)
-            choices = choices_NYKG.unbind(1)
-        shape = num_routers, num_experts, groups
-        sums = [None if sums is None else sums.view(shape) for sums in (load_YEG, chosen_YEG, probs_YEG)]
-        ctx.mark_non_differentiable(*(part for part in sums[:2] if part is not None), *choices)
-        return *sums, squares_YG, *mixed, *sampled, *choices
+            sampled_YRN = h_XN.index_select(1, rows_BM.flatten()).view(num_routers, -1, rows_BM.numel())
+            sampled = tuple(sampled_RN.t().unflatten(0, rows_BM.shape) for sampled_RN in sampled_YRN.unbind())
+            choices = choices_YKGN.squeeze(2).unbind()
+        ctx.mark_non_differentiable(*(part for part in (load_YEG, chosen_YEG) if part is not None), *choices)
+        return load_YEG, chosen_YEG, probs_YEG, squares_YG, *mixed, *sampled, *choices
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h_NYXGP, gates_NYEG, probs_NYEG, lse_NY1G, mask_N111, rows_BM = ctx.saved_tensors
+        h_YXGPN, gates_YEGN, probs_YEGN, lse_Y1GN, mask_N, rows_BM = ctx.saved_tensors
         (_, _, grad_probs_YEG, grad_squares_YG), grads = grads[:4], grads[4:]
-        num_routers = gates_NYEG.shape[1]
-        grad_BLYS = grads[0] if num_routers == 1 else torch.stack(grads[:num_routers], dim=2)
-        grad_NYEGP = grad_BLYS.reshape(*gates_NYEG.shape[:3], h_NYXGP.shape[3], -1)
-        grad_h_NYXGP = grad_NYEGP * gates_NYEG.to(grad_NYEGP.dtype).view(*grad_NYEGP.shape[:4], 1)
-        if h_NYXGP.shape[2] == 1:
-            grad_h_NYXGP = grad_h_NYXGP.sum(2)
-        slope_NYEGP = grad_NYEGP * h_NYXGP
+        num_routers, num_rows = len(gates_YEGN), gates_YEGN.shape[3]
+        grads_SN = [grad_BLS.reshape(num_rows, -1).t() for grad_BLS in grads[:num_routers]]
+        grad_XN = grads_SN[0] if num_routers == 1 else torch.cat(grads_SN)
+        grad_YEGPN = grad_XN.reshape(*gates_YEGN.shape[:3], -1, num_rows)
+        grad_h_YXGPN = grad_YEGPN * gates_YEGN.to(grad_YEGPN.dtype).unsqueeze(3)
+        if h_YXGPN.shape[1] == 1:
+            grad_h_YXGPN = grad_h_YXGPN.sum(1)
+        slope_YEGPN = grad_YEGPN * h_YXGPN
         # Of blocks of one row there is nothing to sum.
-        slope_NYEG = slope_NYEGP.squeeze(4) if h_NYXGP.shape[4] == 1 else slope_NYEGP.sum(4)
+        slope_YEGN = (slope_YEGPN.squeeze(3) if h_YXGPN.shape[3] == 1 else slope_YEGPN.sum(3)).to(gates_YEGN.dtype)
         # Renormalised top-k gates are a softmax too, over the chosen logits alone.
-        grad_NYEG = through_softmax(slope_NYEG.to(gates_NYEG.dtype).view(gates_NYEG.shape), gates_NYEG, dim=2)
+        grad_YEGN = through_softmax(slope_YEGN, gates_YEGN, dim=1)
         if ctx.tallied:
-            price_NYEG = grad_probs_YEG.view(probs_NYEG.shape[1:]).expand_as(probs_NYEG)
-            cost_NYEG = through_softmax(price_NYEG, probs_NYEG, dim=2)
-            if lse_NY1G is not None:
-                cost_NYEG.addcmul_(probs_NYEG, lse_NY1G * (2 * grad_squares_YG).view(lse_NY1G.shape[1:]))
-            grad_NYEG.add_(cost_NYEG if mask_N111 is None else cost_NYEG * mask_N111)
+            cost_YEGN = through_softmax(grad_probs_YEG.unsqueeze(3).expand_as(probs_YEGN), probs_YEGN, dim=1)
+            if lse_Y1GN is not None:
+                cost_YEGN.addcmul_(probs_YEGN, lse_Y1GN * (2 * grad_squares_YG)[:, None, :, None])
+            grad_YEGN.add_(cost_YEGN if mask_N is None else cost_YEGN * mask_N)
         h_shape, logits_shape = ctx.shapes
-        grad_h, grad_logits = grad_h_NYXGP.reshape(h_shape), grad_NYEG.to(ctx.dtype).view(logits_shape)
+        grad_h_XN, grad_logits_XN = grad_h_YXGPN.reshape(-1, num_rows), grad_YEGN.to(ctx.dtype).flatten(0, 2)
         if rows_BM is not None:
-            samples = [grad_BMR.flatten(0, 1) for grad_BMR in grads[num_routers : 2 * num_routers]]
-            samples_NX = samples[0] if num_routers == 1 else torch.cat(samples, dim=1)
-            grad_h.view(len(gates_NYEG), -1).index_add_(0, rows_BM.flatten(), samples_NX)
+            samples = [grad_BMR.flatten(0, 1).t() for grad_BMR in grads[num_routers : 2 * num_routers]]
+            grad_h_XN.index_add_(1, rows_BM.flatten(), samples[0] if num_routers == 1 else torch.cat(samples))
+        grad_h, grad_logits = grad_h_XN.t().view(h_shape), grad_logits_XN.t().view(logits_shape)
         return grad_h, grad_logits, None, None, None, None, None, None, None, None
+
+
+def _most_probable(probs_YEGN: Tensor, top_k: int) -> Tensor:
+    """The experts of the K highest probabilities: (Y, K, G, N)."""
+    if not on_cpu(probs_YEGN):
+        return probs_YEGN.topk(top_k, dim=1).indices
+    # A CPU is slow at sorting a few numbers many times: faster are the highest of all, then that of the others.
+    left_YEGN, choices = probs_YEGN.clone(), []
+    for _ in range(top_k):
+        choices.append(left_YEGN.max(1, keepdim=True).indices)
+        left_YEGN.scatter_(1, choices[-1], -1.0)
+    return choices[0] if top_k == 1 else torch.cat(choices, dim=1)
 
 
 def through_softmax(grad: Tensor, probs: Tensor, dim: int) -> Tensor:

@@ -14,7 +14,8 @@ Language Models" (arXiv 2402.12851). A_e is Kaiming-uniform, B_e zero.
 
 Differs from the authors' code, of which no release was at hand: written from the paper's description, and the defaults
 of both losses' weights, tau and the rank are ours. The contrastive loss is computed from the A_e x and the Gram matrix
-of the B_e (`core/contrast.py`), on at most `contrastive_tokens` tokens of each sequence, evenly spaced.
+of the B_e (`core/contrast.py`), on at most `contrastive_tokens` tokens of each sequence, evenly spaced, and at most
+`contrastive_sequences` sequences of a batch.
 """
 
 from collections.abc import Sequence
@@ -39,11 +40,11 @@ PAIRS_AT_ONCE = 2**20
 class Kept(NamedTuple):
     """What a layer's contrastive loss is made of: h of the sampled rows, choices of all, which rows, if they count."""
 
-    h_BMR: Tensor
-    choices_NK: Tensor
+    h_CMR: Tensor
+    choices_KN: Tensor
     gram_XRR: Tensor
-    rows_BM: Tensor
-    valid_BM: Tensor
+    rows_CM: Tensor
+    valid_CM: Tensor
 
 
 @register
@@ -66,6 +67,8 @@ class MoELoRA(RoutedAdapter):
             temperature: tau, at least 0.025. Default 0.1.
             contrastive_tokens: the most tokens of a sequence that the contrastive loss looks at. Default 16. More make
                 its gradient less noisy, and a step longer: with 64, of layers of 384 features by .1 to .2.
+            contrastive_sequences: the most sequences of a batch that it looks at. Default 8. More make its gradient
+                less noisy, as a larger batch would, and a step longer: with 16, of layers of 384 features by about .04.
         """
 
         num_experts: int = option(8, low=2, per_layer=True)
@@ -74,6 +77,7 @@ class MoELoRA(RoutedAdapter):
         contrastive: float = option(0.01, low=0)
         temperature: float = option(0.1, low=0.025)
         contrastive_tokens: int = option(16, low=2)
+        contrastive_sequences: int = option(8, low=1)
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -114,29 +118,30 @@ class MoELoRA(RoutedAdapter):
         if not self.training or not self.config.contrastive:
             mixed, *_ = mix(routers, h_BLX, logits_BLX, ctx)
         else:
-            rows_BM, valid_BM = self._places(h_BLX, ctx)
-            mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_BM)
+            picked_C, rows_CM, valid_CM = self._places(h_BLX, ctx)
+            mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_CM)
             # Made before the pass; or here, where the weights are at hand.
             prepared = ctx.prepared or {}
             grams = [prepared[one] if one in prepared else one.shared_core(ctx) for one in group]
-            kept = [Kept(*parts, rows_BM, valid_BM) for parts in zip(h, choices, grams, strict=True)]
+            grams = [gram_XRR if len(gram_XRR) == 1 else gram_XRR[picked_C] for gram_XRR in grams]
+            kept = [Kept(*parts, rows_CM, valid_CM) for parts in zip(h, choices, grams, strict=True)]
         # A recompute does as the pass did, and leaves what that has kept.
         if ctx.recording:
             for one, own in zip(group, kept, strict=True):
                 one.kept = own
         return mixed
 
-    def _places(self, h_BLX: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Which rows the contrastive loss looks at (B, M), and which of these count."""
-        mask_BL, limit = mask_of(ctx, h_BLX), self.config.contrastive_tokens
+    def _places(self, h_BLX: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Which sequences (C,) and which rows (C, M) the contrastive loss looks at, and which of these count."""
+        mask_BL, limits = mask_of(ctx, h_BLX), (self.config.contrastive_tokens, self.config.contrastive_sequences)
         # The samples as the mask has them: a layer may see rows alone.
         shape = h_BLX.shape[:2] if mask_BL is None else mask_BL.shape
 
-        def spread() -> tuple[Tensor, Tensor]:
+        def spread() -> tuple[Tensor, Tensor, Tensor]:
             every_BL = torch.ones(shape, dtype=torch.bool, device=h_BLX.device) if mask_BL is None else mask_BL
-            return spread_tokens(every_BL, limit)
+            return spread_tokens(every_BL, *limits)
 
-        near, key = ctx.neighbours, (mask_BL, shape, limit, h_BLX.device)
+        near, key = ctx.neighbours, (mask_BL, shape, limits, h_BLX.device)
         return spread() if near is None else near.once(key, spread)
 
     def penalty(self) -> Tensor | None:
@@ -152,7 +157,7 @@ class MoELoRA(RoutedAdapter):
                 shapes = tuple((part.shape, part.dtype, part.device) for part in one.kept)
                 alike.setdefault((one.config, shapes), []).append(one.kept)
         for (config, _), kept in alike.items():
-            num_sequences, num_tokens = kept[0].valid_BM.shape
+            num_sequences, num_tokens = kept[0].valid_CM.shape
             num_layers = max(PAIRS_AT_ONCE // (num_sequences * (num_tokens * config.top_k) ** 2), 1)
             for start in range(0, len(kept), num_layers):
                 terms.append(config.contrastive * _contrast(config, kept[start : start + num_layers]))
@@ -169,10 +174,10 @@ class MoELoRA(RoutedAdapter):
 
 def _contrast(config: MoELoRA.Config, layers: Sequence[Kept]) -> Tensor:
     """The sum of the contrastive losses of layers."""
-    h_YBMR, choices_YNK, gram_YXRR, rows_YBM, valid_YBM = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    rows_YN1 = rows_YBM.flatten(1).unsqueeze(2)
-    choices_YBMK = choices_YNK.gather(1, rows_YN1.expand(-1, -1, config.top_k)).view(*rows_YBM.shape, -1)
-    experts_E = torch.arange(config.num_experts, device=h_YBMR.device)
-    own_YBMKE = (choices_YBMK.unsqueeze(4) == experts_E) & valid_YBM[..., None, None]
+    h_YCMR, choices_YKN, gram_YXRR, rows_YCM, valid_YCM = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    rows_Y1N = rows_YCM.flatten(1).unsqueeze(1)
+    choices_YKCM = choices_YKN.gather(2, rows_Y1N.expand(-1, config.top_k, -1)).unflatten(2, rows_YCM.shape[1:])
+    experts_E = torch.arange(config.num_experts, device=h_YCMR.device)
+    own_YCMKE = (choices_YKCM.permute(0, 2, 3, 1).unsqueeze(4) == experts_E) & valid_YCM[..., None, None]
     dtype = gram_YXRR.dtype
-    return contrastive_loss(h_YBMR.to(dtype), gram_YXRR, own_YBMKE.to(dtype), config.temperature)
+    return contrastive_loss(h_YCMR.to(dtype), gram_YXRR, own_YCMKE.to(dtype), config.temperature)

@@ -54,6 +54,12 @@ def test_the_penalty_is_the_naive_one_of_sampled_tokens(masked: bool, flat: bool
         torch.testing.assert_close(one, other)
 
 
+def test_of_more_sequences_some_are_looked_at() -> None:
+    made, x = adapter(contrastive=0.5, contrastive_sequences=3), torch.randn(5, 6, 10, dtype=torch.float64)
+    found = penalty_after(made, x, Context.of_tasks([0] * 5))
+    torch.testing.assert_close(found, naive(made, x[[0, 2, 4]], [list(range(6))] * 3))
+
+
 def test_losses_add_up() -> None:
     x, ctx = torch.randn(2, 6, 10, dtype=torch.float64), Context.of_tasks([0, 1])
     both = adapter(contrastive=0.5, balance=0.3, z=0.2)
@@ -65,12 +71,14 @@ def test_losses_add_up() -> None:
     torch.testing.assert_close(penalty_after(both, x, ctx), torch.stack(apart).sum())
 
 
-def test_the_contrastive_loss_goes_with_the_tasks_of_its_sequences() -> None:
-    made, x = adapter(contrastive=0.5), torch.randn(4, 6, 10, dtype=torch.float64)
+@pytest.mark.parametrize(("num", "kept"), [(8, [[0, 1], [2], [3]]), (3, [[0, 1], [2], []])])
+def test_the_contrastive_loss_goes_with_the_tasks_of_its_sequences(num: int, kept: list[list[int]]) -> None:
+    made, x = adapter(contrastive=0.5, contrastive_sequences=num), torch.randn(4, 6, 10, dtype=torch.float64)
     ctx = Context.of_tasks([0, 0, 1, 2])
-    # Each sequence is a term of the mean over four.
-    terms = [naive(made, x[n : n + 1], [list(range(6))]) / 4 for n in range(4)]
-    wanted = [torch.autograd.grad(sum(terms[n] for n in own), [made.down, made.up]) for own in ([0, 1], [2], [3])]
+    # Each sequence is a term of the mean over all that are looked at.
+    terms = [naive(made, x[n : n + 1], [list(range(6))]) / sum(map(len, kept)) for n in range(4)]
+    sums = [sum((terms[n] for n in own), start=0 * terms[0]) for own in kept]
+    wanted = [torch.autograd.grad(loss, [made.down, made.up], retain_graph=True) for loss in sums]
     probes = made.attach_probes(3)
     penalty_after(made, x, ctx).backward()
     assert probes.core_TC is not None
