@@ -161,13 +161,17 @@ def test_a_batched_product_of_all_tasks_is_each_tasks_own(width: int) -> None:
 @pytest.mark.parametrize("probing", [False, True])
 @pytest.mark.parametrize("dropping", [False, True])
 @pytest.mark.parametrize("routing", [False, True])
-def test_a_sees_what_is_left_and_the_router_all(routing: bool, dropping: bool, probing: bool, through: bool) -> None:
+@pytest.mark.parametrize("rows_last", [False, True])
+def test_a_sees_what_is_left_and_the_router_all(
+    rows_last: bool, routing: bool, dropping: bool, probing: bool, through: bool
+) -> None:
     x, down, router = rows(6, 5), rows(3, 5), rows(4, 5)
     dropped = x * torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0]) if dropping else x
     one, other, others = (torch.randn(6, width, dtype=torch.float64) for width in (3, 4, 5))
     probe = torch.zeros(2, 7 if routing else 3, 5, dtype=torch.float64, requires_grad=True) if probing else None
     runs = ((1, 0, 2), (0, 2, 6)) if probing else None
-    h, logits, passed = inner_products(dropped, x, [down], [router] * routing, probe, runs, through=through)
+    options = {"through": through, "rows_last": rows_last}
+    h, logits, passed = inner_products(dropped, x, [down], [router] * routing, probe, runs, **options)
     torch.testing.assert_close(h, dropped @ down.T)
     assert torch.equal(passed, x)
     loss = (h * one).sum() + (passed * 1 * others).sum()
@@ -221,6 +225,17 @@ def test_the_gradient_of_what_went_through_is_added_to_in_place(through: bool) -
     torch.testing.assert_close(x.grad, (down.sum(0) + reader.sum(0)).expand(6, 5))
 
 
+@pytest.mark.parametrize("rows_last", [False, True])
+def test_rows_lie_in_memory_as_asked_and_so_do_their_gradients(rows_last: bool) -> None:
+    h, logits, _ = inner_products(x := rows(6, 5), x, [rows(3, 5)], [rows(4, 5)], None, None, rows_last=rows_last)
+    assert logits is not None
+    made: list[torch.Tensor] = []
+    h.register_hook(made.append)
+    rows_linear(h, rows(7, 3)).sum().backward()
+    turned = rows_last and lowrank.on_cpu(h)
+    assert [part.stride(0) == 1 for part in (h, logits, *made)] == [turned] * 3
+
+
 def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
     x, down = rows(6, 5), rows(3, 5)
     with torch.no_grad():
@@ -229,9 +244,10 @@ def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
     assert inner_products(x, x, [down], [], None, None, through=True)[2] is x
 
 
-def test_second_derivatives_are_right_of_what_goes_through() -> None:
+@pytest.mark.parametrize("rows_last", [False, True])
+def test_second_derivatives_are_right_of_what_goes_through(rows_last: bool) -> None:
     def function(x: torch.Tensor, down: torch.Tensor, router: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
-        h, logits, passed = inner_products(x, x, [down], [router], None, None, through=True)
+        h, logits, passed = inner_products(x, x, [down], [router], None, None, through=True, rows_last=rows_last)
         assert logits is not None
         return h.sin().sum() + logits.cos().sum() + (passed @ reader).sin().sum()
 
