@@ -68,7 +68,7 @@ class MoELoRA(RoutedAdapter):
             contrastive_tokens: the most tokens of a sequence that the contrastive loss looks at. Default 16. More make
                 its gradient less noisy, and a step longer: with 64, of layers of 384 features by .1 to .2.
             contrastive_sequences: the most sequences of a batch that it looks at. Default 8. More make its gradient
-                less noisy, as a larger batch would, and a step longer: with 16, of layers of 384 features by about .04.
+                less noisy, and a step longer: with 16, of layers of 384 features by about .02.
         """
 
         num_experts: int = option(8, low=2, per_layer=True)
