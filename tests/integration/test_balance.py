@@ -73,7 +73,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, name
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     for key, value in parameters(whole).items():
-        torch.testing.assert_close(parameters(resumed)[key], value, rtol=1e-4, atol=1e-6)
+        # To a softmax over choices it makes no difference: its gradients are rounding, of which Adam makes steps.
+        if not key.endswith("heads.choice.bias"):
+            torch.testing.assert_close(parameters(resumed)[key], value, rtol=1e-4, atol=1e-6)
     for key, value in whole.balance.state_dict().items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(resumed.balance.state_dict()[key], value, rtol=1e-4, atol=1e-6, equal_nan=True)

@@ -183,7 +183,8 @@ def test_samples_are_the_rows_with_their_choices_and_gradients(num_routers: int)
     for router in range(num_routers):
         assert torch.equal(sampled[router], expected[router])
         own = logits.flatten(0, 1)[:, 4 * router : 4 * router + 4]
-        assert torch.equal(choices[router], own.topk(2).indices.t())
+        chosen = torch.zeros_like(own).scatter_(1, own.topk(2).indices, 1.0)[rows_BM.flatten()]
+        assert torch.equal(choices[router].squeeze(1), chosen.t())
     weights = [torch.randn_like(part) for part in (*mixed, *sampled)]
     losses = [
         sum((weight * part).sum() for weight, part in zip(weights, parts, strict=True))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorachord.core.devices import moved
+from lorachord.core.lowrank import weight_gradient
 from lorachord.core.precision import without_autocast
 from lorachord.core.ranks import across_ranks
 
@@ -114,8 +115,9 @@ class _Grams(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads_SS: Tensor) -> tuple[Tensor, ...]:
+        # Laid out as the rest of the gradient of B, to which autograd adds this.
         pairs = zip(ctx.saved_tensors, grads_SS, strict=True)
-        return tuple(torch.addmm(up_OS, up_OS, grad_SS, beta=0, alpha=2) for up_OS, grad_SS in pairs)
+        return tuple(weight_gradient(up_OS.t(), grad_SS, 2.0) for up_OS, grad_SS in pairs)
 
 
 class _Contrast(torch.autograd.Function):

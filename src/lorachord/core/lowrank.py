@@ -1,6 +1,6 @@
 """The kernel: a linear map over rows, with the option of a weight gradient per task.
 
-Shapes: N rows, I inputs, O outputs, T tasks; U runs, or K blocks, of M rows each.
+Shapes: N rows, I inputs, O outputs, T tasks; U runs of M rows each.
 
 Background. Samples of different tasks do not meet inside a layer, so the weight gradient of task t is the product of
 that task's rows alone. With rows sorted by task, the T products cost what the joint one costs. To hand them out, the
@@ -11,11 +11,10 @@ gradient is not computed.
 
 The factors of a low-rank update are very narrow, and a CPU's BLAS is slow at narrow products unless they are put to it
 in the right way (measured with 8 columns: up to 4 times). So there the narrow operand of a product has its long side
-last in memory, and the gradient of a narrow weight, or of one with fewer outputs than inputs, is made in a few blocks
-of rows, with the smaller side first. Rows that stand between the factors may lie in memory with the rows last: then so
-does their gradient. An accelerator gets products as they are, and what needs no probe as operations of autograd's own:
-what counts there is how soon the next kernel is launched, and a function in Python costs more than the kernels it
-saves.
+last in memory, and the gradient of a weight is made with its smaller side first. Rows that stand between the factors
+may lie in memory with the rows last: then so does their gradient. An accelerator gets products as they are, and what
+needs no probe as operations of autograd's own: what counts there is how soon the next kernel is launched, and a
+function in Python costs more than the kernels it saves.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ Runs = tuple[tuple[int, int, int], ...]
 
 NARROW = 16
 """Fewer columns than this are narrow for a CPU; from 16 on, what is done for these alone gains nothing."""
-BLOCKS = 4
-"""Of the rows, in a weight gradient."""
 
 
 def _narrow(rows: Tensor) -> bool:
@@ -47,10 +44,18 @@ def _rows_last(rows: Tensor) -> bool:
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """(N, X) of parts of the rows, which lie in memory as the first part does."""
+    """(N, X) of one or two parts of the rows, in memory as the first part is: they themselves, if they lie so."""
     if len(parts) == 1:
         return parts[0]
-    return torch.cat([part.t() for part in parts]).t() if _rows_last(parts[0]) else torch.cat([*parts], dim=1)
+    first, second = parts
+    if not _rows_last(first):
+        return torch.cat([first, second], dim=1)
+    num_rows, num_first = first.shape
+    same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    behind = second.storage_offset() - first.storage_offset() == num_first * num_rows
+    if same and behind and first.stride() == second.stride() == (1, num_rows):
+        return first.as_strided((num_rows, num_first + second.shape[1]), (1, num_rows))
+    return torch.cat([first.t(), second.t()]).t()
 
 
 def _matmul(a_NK: Tensor, b_KM: Tensor, scale: float = 1.0) -> Tensor:
@@ -65,17 +70,10 @@ def _scaled(a_NK: Tensor, b_KM: Tensor, scale: float) -> Tensor:
     return torch.addmm(a_NK.new_empty(()), a_NK, b_KM, beta=0, alpha=scale)
 
 
-def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tensor:
-    """`scale * g^T x`: (O, I)."""
-    fewer_outputs = grad_NO.shape[1] < x_NI.shape[1]
-    if on_cpu(x_NI) and (fewer_outputs or _narrow(x_NI)):
-        smaller, larger = (grad_NO, x_NI) if fewer_outputs else (x_NI, grad_NO)
-        num_blocks = BLOCKS if len(x_NI) % BLOCKS == 0 else 1
-        by_blocks = num_blocks, len(x_NI) // num_blocks
-        smaller_KMX, larger_KMY = (rows.unflatten(0, by_blocks) for rows in (smaller, larger))
-        product_XY = torch.bmm(smaller_KMX.mT, larger_KMY).sum(0)
-        product_XY = product_XY if scale == 1 else product_XY.mul_(scale)
-        return product_XY if fewer_outputs else product_XY.t()
+def weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tensor:
+    """`scale * g^T x`: (O, I); on a CPU the smaller side is first in the product, and so may be last in memory."""
+    if on_cpu(x_NI) and x_NI.shape[1] < grad_NO.shape[1]:
+        return _scaled(x_NI.t(), grad_NO, scale).t()
     return _scaled(grad_NO.t(), x_NI, scale)
 
 
@@ -93,7 +91,7 @@ def _products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Runs, num_tasks: int)
         )
     products_TOI = x_NI.new_zeros(num_tasks, grad_NO.shape[1], x_NI.shape[1])
     for task, start, stop in runs:
-        products_TOI[task] += _weight_gradient(grad_NO[start:stop], x_NI[start:stop])
+        products_TOI[task] += weight_gradient(grad_NO[start:stop], x_NI[start:stop])
     return products_TOI
 
 
@@ -146,7 +144,7 @@ class _RowsLinear(torch.autograd.Function):
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
         elif needs_weight:
-            grad_weight = _weight_gradient(grad_NO, x_NI, ctx.scale)
+            grad_weight = weight_gradient(grad_NO, x_NI, ctx.scale)
         return grad_x, grad_weight, grad if needs_out else None, grad_probe, None, None, None
 
 
@@ -194,7 +192,7 @@ class _Inner(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_probe = _products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
         elif any(ctx.needs_input_grad[6:]):
-            grad_OI = _weight_gradient(grad_NO, x_NI)
+            grad_OI = weight_gradient(grad_NO, x_NI)
             grad_weights = grad_OI.split([len(weight) for weight in weights]) if len(weights) > 1 else (grad_OI,)
         return grad_x, None, grad_probe, None, None, None, *grad_weights
 

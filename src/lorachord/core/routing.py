@@ -28,14 +28,20 @@ from lorachord.core.settings import MethodConfig, option
 
 
 class Tally(NamedTuple):
-    """What a router's losses are made of: sums over the rows that count.
+    """What the losses of routers with the same input are made of: sums over the rows that count.
 
     Choices; probabilities, through which gradients flow; and, for a z-loss, each group's logsumexp squared.
     """
 
-    chosen_EG: Tensor
-    probs_EG: Tensor
-    squares_G: Tensor | None
+    chosen_YEG: Tensor
+    probs_YEG: Tensor
+    squares_YG: Tensor | None
+
+    def of(self, nth: list[int]) -> Tally:
+        """That of some of the routers; itself if these are all."""
+        if nth == [*range(len(self.chosen_YEG))]:
+            return self
+        return Tally(*(None if part is None else part[nth] for part in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,7 @@ class Router(nn.Module):
             group only.
 
     Attributes:
-        recorded: what the losses of the last forward pass in training are made of.
+        recorded: what the losses of the last forward pass in training are made of, and which of its routers this is.
         last, total: choices by expert and group (E, G), of the last forward pass and of all since `forget_load`; of a
             dense router the sums of its gates. None before any.
     """
@@ -96,7 +102,7 @@ class Router(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts * groups, d_in))
         self.config, self.top_k, self.groups, self.own_blocks = config, top_k, groups, own_blocks
-        self.recorded: Tally | None = None
+        self.recorded: tuple[Tally, int] | None = None
         self.last: Tensor | None = None
         self.total: Tensor | None = None
 
@@ -146,50 +152,55 @@ def mix(
             blocks side by side, then S = R.
         logits_BLX: (B, L, Y E G), from `noisy`.
         ctx: of this pass; padding counts in no loss and no load.
-        rows_BM: of which rows, counted through the batch, to return each router's h as well, and of all rows its
-            choices. As an operation of its own, sampling would make gradients for all other rows too.
+        rows_BM: of which rows, counted through the batch, to return each router's h and choices as well. As an
+            operation of its own, sampling would make gradients for all other rows too.
 
     Returns:
-        The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (K, N): top-k
-        routers of one group alone have any.
+        The gated; and with `rows_BM` each router's h of these rows (B, M, R), then each one's choices (E, G, B * M),
+        as 0 and 1: top-k routers alone have any.
     """
     first, num_routers = routers[0], len(routers)
     weights = (first.config.balance, first.config.z) if first.training and first.penalised else None
     options = num_routers, first.groups, first.own_blocks, first.top_k, weights
     results = _Route.apply(h_BLX, logits_BLX, *options, mask_of(ctx, logits_BLX), ctx.recording, rows_BM)
-    (load_YEG, *tallies), results = results[:4], results[4:]
+    (load_YEG, chosen_YEG, probs_YEG, squares_YG), results = results[:4], results[4:]
     mixed, *sampled = (results[n * num_routers : (n + 1) * num_routers] for n in range(3))
     if ctx.recording:
         # Marked as without a gradient, it still has one to the compiler.
-        columns = ([None] * num_routers if sums is None else sums.unbind() for sums in (load_YEG.detach(), *tallies))
-        for router, load_EG, chosen_EG, probs_EG, squares_G in zip(routers, *columns, strict=True):
-            tally = Tally(load_EG if chosen_EG is None else chosen_EG, probs_EG, squares_G)
-            router.last, router.recorded = load_EG, tally if weights else None
-            router.total = load_EG if router.total is None else router.total.to(load_EG.device) + load_EG
+        load_YEG = load_YEG.detach()
+        tally = Tally(load_YEG if chosen_YEG is None else chosen_YEG, probs_YEG, squares_YG) if weights else None
+        for nth, (router, load_EG) in enumerate(zip(routers, load_YEG.unbind(), strict=True)):
+            total = load_EG if router.total is None else router.total.to(load_EG.device) + load_EG
+            # A module's own way to set an attribute takes as long as an operation.
+            vars(router).update(last=load_EG, total=total, recorded=None if tally is None else (tally, nth))
     return mixed, *sampled
 
 
 def losses_of(routers: Sequence[Router]) -> list[Tensor]:
     """Scalars that add up to the weighted losses of routers; one for those alike in all but their weights."""
-    alike: dict[Any, list[Tally]] = {}
+    alike: dict[Any, dict[int, tuple[Tally, list[int]]]] = {}
     for router in routers:
         if router.recorded is not None:
-            chosen_EG = router.recorded.chosen_EG
-            kind = router.config, router.top_k, chosen_EG.shape, chosen_EG.device
-            alike.setdefault(kind, []).append(router.recorded)
-    return [_losses(config, top_k or 1, tallies) for (config, top_k, *_), tallies in alike.items()]
+            tally, nth = router.recorded
+            shape, device = tally.chosen_YEG.shape[1:], tally.chosen_YEG.device
+            tallies = alike.setdefault((router.config, router.top_k, shape, device), {})
+            tallies.setdefault(id(tally), (tally, []))[1].append(nth)
+    return [
+        _losses(config, top_k or 1, [tally.of(nth) for tally, nth in tallies.values()])
+        for (config, top_k, *_), tallies in alike.items()
+    ]
 
 
 def _losses(config: RouterConfig, num_choices: int, tallies: Sequence[Tally]) -> Tensor:
     chosen, probs, squares = zip(*tallies, strict=True)
-    chosen_YEG, num_ranks = across_ranks(torch.stack(chosen))
+    chosen_YEG, num_ranks = across_ranks(torch.cat(chosen))
     _, num_experts, groups = chosen_YEG.shape
     # A row chooses so often in every group, and a dense one's probabilities sum to 1: this counts rows.
     num_rows_Y11 = (chosen_YEG.sum((1, 2), keepdim=True) / (groups * num_choices)).clamp_min(1)
     price_YEG = chosen_YEG / num_rows_Y11**2 * (config.balance * num_experts * num_ranks / (groups * num_choices))
-    loss = (price_YEG * torch.stack(probs)).sum()
+    loss = (price_YEG * torch.cat(probs)).sum()
     if config.z:
-        loss = loss + (torch.stack(squares) / num_rows_Y11.squeeze(2)).sum() * (config.z * num_ranks / groups)
+        loss = loss + (torch.cat(squares) / num_rows_Y11.squeeze(2)).sum() * (config.z * num_ranks / groups)
     return loss
 
 
@@ -206,7 +217,7 @@ def share(counts_EG: Tensor) -> Tensor:
 
 class _Route(torch.autograd.Function):
     """The loads (Y, E, G) and the parts of a tally, or None of each; of each router `g (x) h`, with g the gates of the
-    logits; h of the sampled rows; and the choices.
+    logits; h of the sampled rows; and their choices.
     """
 
     @staticmethod
@@ -236,8 +247,7 @@ class _Route(torch.autograd.Function):
 
         chosen_YEGN = gates_YEGN
         if top_k is not None or (weights and weights[0]):
-            choices_YKGN = _most_probable(probs_YEGN, top_k or 1)
-            chosen_YEGN = torch.zeros_like(probs_YEGN).scatter_(1, choices_YKGN, 1.0)
+            chosen_YEGN = _most_probable(probs_YEGN, top_k or 1)
         if top_k is not None:
             gates_YEGN = probs_YEGN * chosen_YEGN
             gates_YEGN.div_(gates_YEGN.sum(1, keepdim=True))
@@ -264,10 +274,12 @@ class _Route(torch.autograd.Function):
         sampled: tuple[Tensor, ...] = ()
         choices: tuple[Tensor, ...] = ()
         if rows_BM is not None:
-            sampled_YRN = h_XN.index_select(1, rows_BM.flatten()).view(num_routers, -1, rows_BM.numel())
+            rows_N = rows_BM.flatten()
+            sampled_YRN = h_XN.index_select(1, rows_N).view(num_routers, -1, len(rows_N))
             sampled = tuple(sampled_RN.t().unflatten(0, rows_BM.shape) for sampled_RN in sampled_YRN.unbind())
-            choices = choices_YKGN.squeeze(2).unbind()
+            choices = chosen_YEGN.index_select(3, rows_N).unbind()
         ctx.mark_non_differentiable(*(part for part in (load_YEG, chosen_YEG) if part is not None), *choices)
+        ctx.set_materialize_grads(False)
         return load_YEG, chosen_YEG, probs_YEG, squares_YG, *mixed, *sampled, *choices
 
     @staticmethod
@@ -276,41 +288,56 @@ class _Route(torch.autograd.Function):
         h_YXGPN, gates_YEGN, probs_YEGN, lse_Y1GN, mask_N, rows_BM = ctx.saved_tensors
         (_, _, grad_probs_YEG, grad_squares_YG), grads = grads[:4], grads[4:]
         num_routers, num_rows = len(gates_YEGN), gates_YEGN.shape[3]
-        grads_SN = [grad_BLS.reshape(num_rows, -1).t() for grad_BLS in grads[:num_routers]]
-        grad_XN = grads_SN[0] if num_routers == 1 else torch.cat(grads_SN)
+        num_gated = h_YXGPN.shape[3] * gates_YEGN[0].numel() // num_rows
+        grad_XN = _stacked(grads[:num_routers], num_gated, num_rows, h_YXGPN)
         grad_YEGPN = grad_XN.reshape(*gates_YEGN.shape[:3], -1, num_rows)
-        grad_h_YXGPN = grad_YEGPN * gates_YEGN.to(grad_YEGPN.dtype).unsqueeze(3)
+        # One tensor of both gradients: the product that they go back through takes them as one.
+        num_h, num_logits = h_YXGPN.shape.numel() // num_rows, gates_YEGN.shape.numel() // num_rows
+        grad_h_XN, grad_logits_XN = grad_XN.new_empty(num_h + num_logits, num_rows).split((num_h, num_logits))
+        wide_gates_YEG1N = gates_YEGN.to(grad_YEGPN.dtype).unsqueeze(3)
         if h_YXGPN.shape[1] == 1:
-            grad_h_YXGPN = grad_h_YXGPN.sum(1)
+            torch.sum(grad_YEGPN * wide_gates_YEG1N, 1, keepdim=True, out=grad_h_XN.view(h_YXGPN.shape))
+        else:
+            torch.mul(grad_YEGPN, wide_gates_YEG1N, out=grad_h_XN.view(h_YXGPN.shape))
         slope_YEGPN = grad_YEGPN * h_YXGPN
         # Of blocks of one row there is nothing to sum.
         slope_YEGN = (slope_YEGPN.squeeze(3) if h_YXGPN.shape[3] == 1 else slope_YEGPN.sum(3)).to(gates_YEGN.dtype)
         # Renormalised top-k gates are a softmax too, over the chosen logits alone.
         grad_YEGN = through_softmax(slope_YEGN, gates_YEGN, dim=1)
-        if ctx.tallied:
+        if grad_probs_YEG is not None:
             cost_YEGN = through_softmax(grad_probs_YEG.unsqueeze(3).expand_as(probs_YEGN), probs_YEGN, dim=1)
             if lse_Y1GN is not None:
                 cost_YEGN.addcmul_(probs_YEGN, lse_Y1GN * (2 * grad_squares_YG)[:, None, :, None])
             grad_YEGN.add_(cost_YEGN if mask_N is None else cost_YEGN * mask_N)
         h_shape, logits_shape = ctx.shapes
-        grad_h_XN, grad_logits_XN = grad_h_YXGPN.reshape(-1, num_rows), grad_YEGN.to(ctx.dtype).flatten(0, 2)
-        if rows_BM is not None:
-            samples = [grad_BMR.flatten(0, 1).t() for grad_BMR in grads[num_routers : 2 * num_routers]]
-            grad_h_XN.index_add_(1, rows_BM.flatten(), samples[0] if num_routers == 1 else torch.cat(samples))
-        grad_h, grad_logits = grad_h_XN.t().view(h_shape), grad_logits_XN.t().view(logits_shape)
+        grad_logits_XN.copy_(grad_YEGN.flatten(0, 2))
+        sampled = grads[num_routers : 2 * num_routers]
+        if rows_BM is not None and any(grad_BMR is not None for grad_BMR in sampled):
+            rows_N = rows_BM.flatten()
+            grad_h_XN.index_add_(1, rows_N, _stacked(sampled, num_h // num_routers, len(rows_N), grad_h_XN))
+        grad_h, grad_logits = grad_h_XN.t().view(h_shape), grad_logits_XN.t().view(logits_shape).to(ctx.dtype)
         return grad_h, grad_logits, None, None, None, None, None, None, None, None
 
 
+def _stacked(grads: Sequence[Tensor | None], num_features: int, num_rows: int, like: Tensor) -> Tensor:
+    """(Y X, N) of each router's gradient (..., X); where there is none, zeros of the dtype of `like`."""
+    parts_XN = [
+        like.new_zeros(num_features, num_rows) if grad is None else grad.reshape(num_rows, num_features).t()
+        for grad in grads
+    ]
+    return parts_XN[0] if len(parts_XN) == 1 else torch.cat(parts_XN)
+
+
 def _most_probable(probs_YEGN: Tensor, top_k: int) -> Tensor:
-    """The experts of the K highest probabilities: (Y, K, G, N)."""
+    """1 for the experts of the K highest probabilities, else 0."""
+    chosen_YEGN = torch.zeros_like(probs_YEGN)
     if not on_cpu(probs_YEGN):
-        return probs_YEGN.topk(top_k, dim=1).indices
+        return chosen_YEGN.scatter_(1, probs_YEGN.topk(top_k, dim=1).indices, 1.0)
     # A CPU is slow at sorting a few numbers many times: faster are the highest of all, then that of the others.
-    left_YEGN, choices = probs_YEGN.clone(), []
-    for _ in range(top_k):
-        choices.append(left_YEGN.max(1, keepdim=True).indices)
-        left_YEGN.scatter_(1, choices[-1], -1.0)
-    return choices[0] if top_k == 1 else torch.cat(choices, dim=1)
+    for nth in range(top_k):
+        left_YEGN = torch.sub(probs_YEGN, chosen_YEGN, alpha=2) if nth else probs_YEGN
+        chosen_YEGN.scatter_(1, left_YEGN.max(1, keepdim=True).indices, 1.0)
+    return chosen_YEGN
 
 
 def through_softmax(grad: Tensor, probs: Tensor, dim: int) -> Tensor:

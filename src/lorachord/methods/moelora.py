@@ -38,12 +38,14 @@ PAIRS_AT_ONCE = 2**20
 
 
 class Kept(NamedTuple):
-    """What a layer's contrastive loss is made of: h of the sampled rows, choices of all, which rows, if they count."""
+    """What a layer's contrastive loss is made of: h and choices (0 and 1) of the sampled rows, and if they count.
 
-    h_CMR: Tensor
-    choices_KN: Tensor
-    gram_XRR: Tensor
-    rows_CM: Tensor
+    Shapes: N = C M sampled rows.
+    """
+
+    h_CMS: Tensor
+    choices_EN: Tensor
+    gram_XSS: Tensor
     valid_CM: Tensor
 
 
@@ -120,11 +122,12 @@ class MoELoRA(RoutedAdapter):
         else:
             picked_C, rows_CM, valid_CM = self._places(h_BLX, ctx)
             mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_CM)
+            choices = [choices_E1N.squeeze(1) for choices_E1N in choices]
             # Made before the pass; or here, where the weights are at hand.
             prepared = ctx.prepared or {}
             grams = [prepared[one] if one in prepared else one.shared_core(ctx) for one in group]
-            grams = [gram_XRR if len(gram_XRR) == 1 else gram_XRR[picked_C] for gram_XRR in grams]
-            kept = [Kept(*parts, rows_CM, valid_CM) for parts in zip(h, choices, grams, strict=True)]
+            grams = [gram_XSS if len(gram_XSS) == 1 else gram_XSS[picked_C] for gram_XSS in grams]
+            kept = [Kept(*parts, valid_CM) for parts in zip(h, choices, grams, strict=True)]
         # A recompute does as the pass did, and leaves what that has kept.
         if ctx.recording:
             for one, own in zip(group, kept, strict=True):
@@ -174,10 +177,10 @@ class MoELoRA(RoutedAdapter):
 
 def _contrast(config: MoELoRA.Config, layers: Sequence[Kept]) -> Tensor:
     """The sum of the contrastive losses of layers."""
-    h_YCMR, choices_YKN, gram_YXRR, rows_YCM, valid_YCM = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    rows_Y1N = rows_YCM.flatten(1).unsqueeze(1)
-    choices_YKCM = choices_YKN.gather(2, rows_Y1N.expand(-1, config.top_k, -1)).unflatten(2, rows_YCM.shape[1:])
-    experts_E = torch.arange(config.num_experts, device=h_YCMR.device)
-    own_YCMKE = (choices_YKCM.permute(0, 2, 3, 1).unsqueeze(4) == experts_E) & valid_YCM[..., None, None]
-    dtype = gram_YXRR.dtype
-    return contrastive_loss(h_YCMR.to(dtype), gram_YXRR, own_YCMKE.to(dtype), config.temperature)
+    h_YCMS, choices_YEN, gram_YXSS, valid_YCM = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    dtype = gram_YXSS.dtype
+    choices_YCME = choices_YEN.mT.unflatten(1, valid_YCM.shape[1:]) * valid_YCM.unsqueeze(3)
+    # The k-th of a row's choices.
+    nth_K1 = torch.arange(1, config.top_k + 1, device=choices_YEN.device).unsqueeze(1)
+    own_YCMKE = choices_YCME.unsqueeze(3) * (choices_YCME.cumsum(3).unsqueeze(3) == nth_K1)
+    return contrastive_loss(h_YCMS.to(dtype), gram_YXSS, own_YCMKE.to(dtype), config.temperature)

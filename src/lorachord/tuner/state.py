@@ -196,9 +196,21 @@ class SharedState:
         return contexts
 
 
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """As `model.modules()`, which also makes each one's name: in half the time, several times a step."""
+    seen: set[nn.Module] = set()
+    left = [model]
+    while left:
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            yield module
+            left.extend(child for child in reversed(module._modules.values()) if child is not None)
+
+
 def adapted_layers(model: nn.Module) -> Iterator[LorachordLinear]:
     """The adapted layers of `model`, which may be wrapped (PeftModel, DistributedDataParallel, a compiled module)."""
-    return (module for module in model.modules() if isinstance(module, LorachordLinear))
+    return (module for module in modules_of(model) if isinstance(module, LorachordLinear))
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -208,7 +220,7 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 def states_of(model: nn.Module) -> list[SharedState]:
     """The states in `model`: one for each model inside it that was injected into, and one for heads per task."""
-    found = [vars(module).get("shared") for module in model.modules()]
+    found = [vars(module).get("shared") for module in modules_of(model)]
     return list({id(state): state for state in found if isinstance(state, SharedState)}.values())
 
 
@@ -235,7 +247,7 @@ def on_task(
         ValueError: the active adapter has no such task, or `model` has no adapter.
     """
     states = states_of(model)
-    if not states and not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if not states and not any(isinstance(module, BaseTunerLayer) for module in modules_of(model)):
         raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
     active = [*active_adapters(model), HEADS]
     prompts_alone = tasks is None and not (prompt_mask is None and embedding is None)
