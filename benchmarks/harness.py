@@ -3,7 +3,7 @@
 A machine that does other things meanwhile speeds up and slows down by more than what is to be measured. So nothing is
 timed by itself: all cases run in one process, one step each per round and in a new order every round, and what is
 reported is the median over rounds of a case's time divided by a baseline's time *in the same round*; or, of several
-such medians, their mean with its standard error.
+such medians, their median with its standard error.
 
 Idle OpenMP threads spin, as they do in training. Beside other busy processes they then keep each other off the cores
 (seen on two cores: steps 18 times longer): on a busy machine, set OMP_WAIT_POLICY=passive, which makes them sleep, and
@@ -18,7 +18,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import median
 from time import perf_counter
 from typing import Literal
 
@@ -132,16 +132,22 @@ class Result:
         return self.value <= self.bound if self.better == "lower" else self.value >= self.bound
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of independent measurements, and its standard error; None of a single one."""
-    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+def median_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The median of independent measurements, and its standard error, None of a single one.
+
+    Both as robust as can be: a machine that is lent to others for a while makes single ones up to twice as large. The
+    error is that of normal ones whose median distance from their median is that of these.
+    """
+    middle = median(values)
+    spread = 1.4826 * median(abs(value - middle) for value in values)
+    return middle, 1.2533 * spread / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def undecided(values: Sequence[float], bound: float | None) -> bool:
-    """Whether the mean of so few measurements is less than two standard errors from the bound, or there is but one."""
+    """Whether there is but one measurement, or the median of so few is less than two standard errors from the bound."""
     if bound is None:
         return False
-    value, error = mean_and_error(values)
+    value, error = median_and_error(values)
     return error is None or abs(value - bound) < 2 * error
 
 

@@ -6,9 +6,9 @@ Two random models, fed by embeddings that require gradients, so that even a froz
 to: `llama` (4 blocks of 384 features) and `minilm` (the architecture of MiniLM-L6: 6 blocks of 384); with `--quick` one
 block of each. Batches of 16 x 64 tokens (with `--quick` 16 x 48), sorted by task; adapters of rank 8 on all linears,
 four tasks. HydraLoRA and MoSLD have 8 experts in every layer; all else is at the methods' defaults. Every row is a
-ratio of two things measured side by side: the mean over builds of the median over rounds, with its standard error;
-where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are four
-builds, and up to 24 while a mean is within two standard errors of its bound (with `--quick` one, of few rounds: it
+ratio of two things measured side by side: the median over builds of the median over rounds, with its standard error;
+where the tensors of a model come to lie in memory makes up to .1 of a ratio, in either direction. There are five
+builds, and up to 25 while a median is within two standard errors of its bound (with `--quick` one, of few rounds: it
 shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
 after another model's, the caches hold what is not its own, which costs methods of many small operations more than
 others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
@@ -46,11 +46,11 @@ import torch
 from torch import nn
 
 import lorachord as lc
-from harness import Options, Result, Step, interleave, mean_and_error, parser_of, report, undecided
+from harness import Options, Result, Step, interleave, median_and_error, parser_of, report, undecided
 from loops import LOOPS
 from workload import NUM_SAMPLES, TASKS, Workload, adapters_of, saved_bytes
 
-BUILDS = 4, 24
+BUILDS = 5, 25
 """The fewest and the most of each pair."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {}),
@@ -95,7 +95,7 @@ def timed(
         bounds: the pairs, and the bound of each.
         optimise: whether a step is a whole one.
     """
-    fewest, most, num_pairs, num_untimed = *BUILDS, 3, 1
+    fewest, most, num_pairs, num_untimed = *BUILDS, 5, 1
     if work.half or work.quick:
         fewest, most, num_pairs, num_untimed = 1, 1, 6 if work.half else 5, 0
     ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
@@ -105,8 +105,7 @@ def timed(
         # What is built last comes to lie in other memory than what is built first.
         Random(seed).shuffle(names)
         steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
-        # The first of the untimed steps warms up.
-        rounds = interleave(steps, num_pairs=num_pairs, num_warmup=1 - num_untimed, num_untimed=num_untimed, seed=seed)
+        rounds = interleave(steps, num_pairs=num_pairs, num_untimed=num_untimed, seed=seed)
         for pair in pairs:
             ratios[pair].append(rounds.ratio(*pair))
         if seed + 1 >= fewest:
@@ -125,7 +124,7 @@ def beside_peft(work: Workload, r: int, cases: Sequence[str]) -> Iterator[Result
     ratios = timed(work, makers, bounds)
     sizes = {name: saved_bytes(work, make()) for name, make in makers.items()}
     for (case, _), bound in bounds.items():
-        value, error = mean_and_error(ratios[case, against])
+        value, error = median_and_error(ratios[case, against])
         yield Result(f"step: {case} / {against}", value, bound=bound, error=error)
         yield Result(f"saved: {case} / {against}", sizes[case] / sizes[against])
 
@@ -144,7 +143,7 @@ def beside_loops(work: Workload, case: str) -> Iterator[Result]:
     ratios = timed(work, makers, bounds)
     size = saved_bytes(work, makers[case]())
     for (name, _), bound in bounds.items():
-        value, error = mean_and_error(ratios[name, case])
+        value, error = median_and_error(ratios[name, case])
         yield Result(f"{name} / {case}", value, bound=bound, better="higher", error=error)
         yield Result(f"saved: {case} / {name}", size / saved_bytes(work, makers[name]()))
 
@@ -175,7 +174,7 @@ def limits(work: Workload) -> Iterator[Result]:
     }
     bounds = {(name, "frozen"): None for name in [*makers][1:]}
     for (name, _), found in timed(work, makers, bounds, optimise=False).items():
-        value, error = mean_and_error(found)
+        value, error = median_and_error(found)
         yield Result(f"limit: {name} / frozen", value, error=error)
 
 

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 import lorachord as lc
+from lorachord.tuner.state import modules_of
 from tests.integration.helpers import (
     METHODS,
     TASK_TYPES,
@@ -35,6 +36,12 @@ def two(architecture: str) -> PeftModel:
     perturb(model, 0.3, seed=5)
     model.set_adapter("default")
     return model.eval()
+
+
+def test_modules_are_those_of_torch_in_its_order(two: PeftModel) -> None:
+    # One module in two places, and a place without one.
+    two.again, two.nothing = two.base_model, None
+    assert [*modules_of(two)] == [*two.modules()]
 
 
 def alone(model: PeftModel, name: str, architecture: str) -> PeftModel:

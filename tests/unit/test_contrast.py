@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lorachord.core.contrast import contrastive_loss, grams_of, spread_sequences, spread_tokens
+from lorachord.core.lowrank import rows_linear
 from tests.reference import moelora
 
 B, L, E, K, R, D, O = 3, 6, 4, 2, 2, 5, 7  # noqa: E741
@@ -126,3 +127,6 @@ def test_grams_have_their_values_and_gradients() -> None:
     gradients = (torch.autograd.grad(grams, ups, weights) for grams in (found, wanted))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+    # Autograd adds it to that of a product with B: quickly where both are laid out alike.
+    (product,) = torch.autograd.grad(rows_linear(torch.ones(3, E * R).double(), ups[1]).sum(), ups[1])
+    assert torch.autograd.grad(grams_of(ups)[1], ups[1], weights[1])[0].stride() == product.stride()

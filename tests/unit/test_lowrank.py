@@ -236,6 +236,17 @@ def test_rows_lie_in_memory_as_asked_and_so_do_their_gradients(rows_last: bool) 
     assert [part.stride(0) == 1 for part in (h, logits, *made)] == [turned] * 3
 
 
+def test_parts_side_by_side_are_not_copied_and_others_are() -> None:
+    buffer = torch.arange(50.0, dtype=torch.float64).view(10, 5)
+    first, second = buffer[:3].t(), buffer[3:7].t()
+    assert lowrank._side_by_side([first, second]).data_ptr() == buffer.data_ptr()
+    shorter = torch.arange(8.0, dtype=torch.float64).view(2, 4).t()
+    beside = [(first, second), (second, first), (first, buffer[4:7].t()), (first, buffer[3:7].t().clone())]
+    beside += [(first.contiguous(), second), (first[:4], second[:4]), (first[:4], shorter)]
+    for parts in beside:
+        assert torch.equal(lowrank._side_by_side(parts), torch.cat(parts, dim=1))
+
+
 def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
     x, down = rows(6, 5), rows(3, 5)
     with torch.no_grad():

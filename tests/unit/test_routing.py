@@ -142,6 +142,35 @@ def test_routers_of_the_same_input_are_each_what_they_are_alone(
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("asked", [[0, 1, 2], [2, 0], [1]])
+def test_routers_with_the_same_input_have_each_its_part_of_their_losses(asked: list[int]) -> None:
+    routers, x = [make_router(2, balance=0.5, z=0.3) for _ in range(3)], rows()
+    route(routers, ONE.expand(3, 5, 3), torch.cat([x @ router.weight.T for router in routers], dim=-1), NO_CONTEXT)
+    (together,) = losses_of([routers[nth] for nth in asked])
+    for router in routers:
+        mix(router, ONE, x)
+    torch.testing.assert_close(together, sum(penalty(routers[nth]) for nth in asked))
+
+
+def test_what_is_not_used_of_routers_with_the_same_input_gets_a_gradient_of_zero() -> None:
+    routers = [Router(6, 4, RouterConfig(balance=0.5), top_k=2, own_blocks=True) for _ in range(3)]
+    h = torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    mixed, sampled, _ = route(routers, h, logits, NO_CONTEXT, torch.tensor([[0, 3]]))
+    grad_h, grad_logits = torch.autograd.grad(mixed[1].sum() + sampled[2].sum(), [h, logits])
+    assert [bool(part.any()) for part in grad_h.chunk(3, dim=-1)] == [False, True, True]
+    assert [bool(part.any()) for part in grad_logits.chunk(3, dim=-1)] == [False, True, False]
+    assert torch.equal(grad_h[..., 16:].flatten(0, 1).sum(1).nonzero().flatten(), torch.tensor([0, 3]))
+
+
+def test_both_gradients_lie_side_by_side_for_the_product_that_they_go_back_through() -> None:
+    router, h = make_router(2, balance=0.5), torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    logits = (rows() @ router.weight.T).detach().requires_grad_()
+    grad_h, grad_logits = torch.autograd.grad(route([router], h, logits, NO_CONTEXT)[0][0].sin().sum(), [h, logits])
+    assert grad_h.stride(2) == grad_logits.stride(2) == 15
+    assert grad_logits.data_ptr() == grad_h.data_ptr() + grad_h.numel() * grad_h.element_size()
+
+
 def test_losses_of_many_routers_add_up_with_one_exchange_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     exchanged: list[torch.Size] = []
 

@@ -38,6 +38,7 @@ class MoR1E(PromptLevel):
     method = "mor1e"
     paper = "Intuition-MoR1E, T-REX (arXiv 2404.08985)"
     embeds = True
+    rows_last = True
     parameters_formula = "(r1 + r1*r2)*d_in + r2*d_out + 2"
     no_decay = ("gate", "share")
 
