@@ -51,7 +51,8 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     if not _rows_last(first):
         return torch.cat([first, second], dim=1)
     num_rows, num_first = first.shape
-    same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    # By identity: where nothing is computed, as in a compiler's trace, there are no addresses.
+    same = first.untyped_storage()._cdata == second.untyped_storage()._cdata
     behind = second.storage_offset() - first.storage_offset() == num_first * num_rows
     if same and behind and first.stride() == second.stride() == (1, num_rows):
         return first.as_strided((num_rows, num_first + second.shape[1]), (1, num_rows))

@@ -255,10 +255,10 @@ class _Route(torch.autograd.Function):
         load_YEG = lse_Y1GN = chosen_YEG = probs_YEG = squares_YG = None
         if weights and weights[1]:
             lse_Y1GN = logits_YEGN.logsumexp(1, keepdim=True)
-        ctx.tallied = recording and weights is not None
+        tallied = recording and weights is not None
         if recording:
             load_YEG = over_rows(gates_YEGN if top_k is None else chosen_YEGN)
-        if ctx.tallied:
+        if tallied:
             # A top-k router's load is its choices.
             chosen_YEG = over_rows(chosen_YEGN) if top_k is None else None
             probs_YEG = over_rows(probs_YEGN)
@@ -294,11 +294,11 @@ class _Route(torch.autograd.Function):
         # One tensor of both gradients: the product that they go back through takes them as one.
         num_h, num_logits = h_YXGPN.shape.numel() // num_rows, gates_YEGN.shape.numel() // num_rows
         grad_h_XN, grad_logits_XN = grad_XN.new_empty(num_h + num_logits, num_rows).split((num_h, num_logits))
-        wide_gates_YEG1N = gates_YEGN.to(grad_YEGPN.dtype).unsqueeze(3)
+        gates_YEG1N = gates_YEGN.to(grad_YEGPN.dtype).unsqueeze(3)
         if h_YXGPN.shape[1] == 1:
-            torch.sum(grad_YEGPN * wide_gates_YEG1N, 1, keepdim=True, out=grad_h_XN.view(h_YXGPN.shape))
+            torch.sum(grad_YEGPN * gates_YEG1N, 1, keepdim=True, out=grad_h_XN.view(h_YXGPN.shape))
         else:
-            torch.mul(grad_YEGPN, wide_gates_YEG1N, out=grad_h_XN.view(h_YXGPN.shape))
+            torch.mul(grad_YEGPN, gates_YEG1N, out=grad_h_XN.view(h_YXGPN.shape))
         slope_YEGPN = grad_YEGPN * h_YXGPN
         # Of blocks of one row there is nothing to sum.
         slope_YEGN = (slope_YEGPN.squeeze(3) if h_YXGPN.shape[3] == 1 else slope_YEGPN.sum(3)).to(gates_YEGN.dtype)
