@@ -13,10 +13,10 @@ shows that all runs, and hardly more). As in training, a step that is timed foll
 after another model's, the caches hold what is not its own, which costs methods of many small operations more than
 others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
 the next. All share one process: with a new one for each model and build, which takes four times as long, ratios were
-not lower on the whole (MoELoRA's 1.13 and 1.11 after 17 and 24 builds, in one process 1.11 and 1.12). Some steps of
-PEFT's LoRA get 10,000 to 45,000 fresh pages of memory from the system, and others hardly any, as the C library's
-allocator has it, which hands less back in a process that has built many models. Ours get few. So ratios are lower, by
-up to .1, where a process is young.
+not lower on the whole (MoELoRA's 1.13 and 1.11 after 17 and 24 builds, in one process 1.11 and 1.12). With rank 64 some
+steps of PEFT's LoRA get 10,000 to 45,000 fresh pages of memory from the system, where ours of that width get up to
+7,000, and others hardly any, as the C library's allocator has it, which hands less back in a process that has built
+many models. So ratios are lower there, by up to .1, where a process is young.
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of

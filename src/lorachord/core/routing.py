@@ -333,7 +333,8 @@ def _most_probable(probs_YEGN: Tensor, top_k: int) -> Tensor:
     chosen_YEGN = torch.zeros_like(probs_YEGN)
     if not on_cpu(probs_YEGN):
         return chosen_YEGN.scatter_(1, probs_YEGN.topk(top_k, dim=1).indices, 1.0)
-    # A CPU is slow at sorting a few numbers many times: faster are the highest of all, then that of the others.
+    # A CPU is slow at sorting a few numbers many times: faster are the highest of all, then that of the others, below
+    # which a probability less 2 lies.
     for nth in range(top_k):
         left_YEGN = torch.sub(probs_YEGN, chosen_YEGN, alpha=2) if nth else probs_YEGN
         chosen_YEGN.scatter_(1, left_YEGN.max(1, keepdim=True).indices, 1.0)
