@@ -14,11 +14,13 @@ omega.
 Shapes: r1 rows of A, r2 columns of B; B samples, L rows of one sample; C = r1 r2 experts and clusters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lorachord.core.context import Context
 from lorachord.core.prompt import PromptLevel
@@ -38,6 +40,7 @@ class MoR1E(PromptLevel):
     method = "mor1e"
     paper = "Intuition-MoR1E, T-REX (arXiv 2404.08985)"
     embeds = True
+    neighbourly = True
     rows_last = True
     parameters_formula = "(r1 + r1*r2)*d_in + r2*d_out + 2"
     no_decay = ("gate", "share")
@@ -75,21 +78,27 @@ class MoR1E(PromptLevel):
     def scale(self) -> float:
         return 1.0
 
-    def up_weight(self) -> Tensor:
-        return self.up * torch.sigmoid(STEEPNESS * self.gate)
-
     def router_weight(self) -> Tensor:
         return self.router
 
     def core_weight(self) -> Tensor:
-        return torch.sigmoid(STEEPNESS * self.share)
+        """g and omega."""
+        return torch.cat([self.gate, self.share])
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        return self.cores([self], h_BLR, x_BLX, ctx)[0]
+
+    @property
+    def goes_in_groups(self) -> bool:
+        return True
+
+    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
         assert x_BLX is not None
         if ctx.cosines_BC is None:
             raise ValueError(
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
-        h_BLR, logits_BLC = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLR, x_BLX))
+        h_BLX, logits_BLX = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLX, x_BLX))
+        switches_YX2 = torch.sigmoid(STEEPNESS * torch.stack([one.shared_core(ctx) for one in group]))
         experts = self.config.r1 * self.config.r2
-        return gate_rank_one(h_BLR, logits_BLC, self.shared_core(ctx), ctx.cosines_BC, experts, COSINES)
+        return gate_rank_one(h_BLX, logits_BLX, switches_YX2, ctx.cosines_BC, experts, COSINES)
