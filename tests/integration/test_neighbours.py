@@ -206,16 +206,16 @@ def test_gram_matrices_are_made_before_the_pass(checkpointing: bool, monkeypatch
     found = step(model)
     assert made == [14, 14]
     made.clear()
-    monkeypatch.setattr(moelora.MoELoRA, "before_pass", lambda some: {})
+    monkeypatch.setattr(moelora.MoELoRA, "core_weights", lambda some: None)
     assert_same(step(model), found)
     assert len(made) == (28 if checkpointing else 14)
 
 
 def test_gram_matrices_are_made_for_adapters_that_act(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked, before_pass = in_training("llama", "moelora"), [], moelora.MoELoRA.before_pass
+    model, asked, core_weights = in_training("llama", "moelora"), [], moelora.MoELoRA.core_weights
     model.add_adapter("other", lc.LorachordConfig.build("moelora", **METHODS["moelora"]))
     monkeypatch.setattr(
-        moelora.MoELoRA, "before_pass", lambda adapters: asked.append(adapters) or before_pass(adapters)
+        moelora.MoELoRA, "core_weights", lambda adapters: asked.append(adapters) or core_weights(adapters)
     )
     model(input_ids=token_ids())
     assert [some[0] for some in asked] == [next(iter(layers(model).values())).lorachord_adapter["default"]]

@@ -123,9 +123,19 @@ class Adapter(AsMatrix):
         """What of the core's parameters all tasks share, in one tensor of any shape (*C). Default: None."""
         return None
 
+    @classmethod
+    def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor] | None:
+        """`core_weight()` of each, (1, *C), made in one go; None, the default, where each is to make its own.
+
+        Asked for before each pass in training, of adapters that are `neighbourly` and alike in their config.
+        """
+        return None
+
     @final
     def shared_core(self, ctx: Context) -> Tensor:
         """`core_weight()` as `core` must use it: (1, *C), or (B, *C) while gradients per task are collected."""
+        if ctx.prepared is not None and self in ctx.prepared:
+            return ctx.prepared[self]
         weight_C, probe_BC = self.core_weight(), self.core_probe(ctx)
         assert weight_C is not None, "there is no core_weight"
         return weight_C.unsqueeze(0) if probe_BC is None else weight_C.detach() + probe_BC
@@ -172,14 +182,6 @@ class Adapter(AsMatrix):
         The core is then passed over. Never asked for while gradients per task are collected.
         """
         return None
-
-    @classmethod
-    def before_pass(cls, adapters: Sequence[Self]) -> dict[nn.Module, Tensor]:
-        """What a pass in training needs of its adapters' weights, made in one go, by adapter. Default: nothing.
-
-        Asked for before each pass, of adapters that are `neighbourly`. A core finds it in its context, or does without.
-        """
-        return {}
 
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss, already weighted, or None. Default: None."""

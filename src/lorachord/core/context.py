@@ -47,7 +47,7 @@ class Context:
             cache. None keeps nothing.
         reading: what the layers of this pass share in reading the prompt; None where they share nothing.
         neighbours: what layers with the same input make for each other; None where each makes its own.
-        prepared: what was made of adapters' weights before the pass, by adapter; None where nothing was.
+        prepared: what adapters' cores share, made of their weights before the pass, by adapter; None where nothing was.
         recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
             pass; else None.
     """
@@ -100,11 +100,16 @@ class Context:
             cut += [(2 * task, start, middle), (2 * task + 1, middle, stop)]
         return tuple(run for run in cut if run[1] < run[2])
 
-    def apart(self, *, recording: bool = True) -> Self:
-        """The same context for a part of the pass that shares nothing with the rest."""
+    def apart(self, *, recording: bool = True, own_graph: bool = False) -> Self:
+        """The same context for a part of the pass that shares nothing with the rest; with a graph of its own if asked.
+
+        Such a part goes back by itself, and frees what it went through: so it can have no part in what was prepared.
+        """
         reading = None if self.reading is None else Reading()
         neighbours = None if self.neighbours is None else self.neighbours.apart()
-        return replace(self, reading=reading, neighbours=neighbours, recording=self.recording and recording)
+        prepared = None if own_graph else self.prepared
+        recording = self.recording and recording
+        return replace(self, reading=reading, neighbours=neighbours, prepared=prepared, recording=recording)
 
     def end(self) -> None:
         """The pass, or the part of it, is over: let go of what its layers have shared."""

@@ -39,6 +39,20 @@ class Groups:
         """From the next pass on this adapter is by itself."""
         self.by_first = {**self.by_first, first: (first,)}
 
+    def core_weights(self) -> dict[nn.Module, Tensor]:
+        """What the cores share, made in one go (`Adapter.core_weights`) of weights that are at hand, by adapter.
+
+        An adapter whose gradients are collected per task makes its own, and so does one that is offloaded.
+        """
+        at_hand: dict[Any, list[Any]] = {}
+        for one in self.adapters:
+            if one.probes is None and one.up.numel() and not one.up.is_meta:
+                at_hand.setdefault((one.config, one.up.device), []).append(one)
+        made: dict[nn.Module, Tensor] = {}
+        for some in at_hand.values():
+            made.update(zip(some, type(some[0]).core_weights(some) or (), strict=False))
+        return made
+
 
 class Same:
     """Tells whether a tensor is the very one that was noted, and unchanged since."""

@@ -101,17 +101,10 @@ class MoELoRA(RoutedAdapter):
         return grams_of([self.up])[0] if self.config.contrastive else None
 
     @classmethod
-    def before_pass(cls, adapters: Sequence[Self]) -> dict[nn.Module, Tensor]:
-        """The Gram matrices (1, S, S), where weights are at hand and no gradients per task are collected."""
-        at_hand: dict[torch.device, list[Self]] = {}
-        for one in adapters:
-            if one.config.contrastive > 0 and one.probes is None and one.up.numel() and not one.up.is_meta:
-                at_hand.setdefault(one.up.device, []).append(one)
-        grams: dict[nn.Module, Tensor] = {}
-        for some in at_hand.values():
-            grams_SS = grams_of([one.up for one in some])
-            grams.update((one, gram_SS.unsqueeze(0)) for one, gram_SS in zip(some, grams_SS, strict=True))
-        return grams
+    def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor] | None:
+        if not adapters[0].config.contrastive:
+            return None
+        return [gram_SS.unsqueeze(0) for gram_SS in grams_of([one.up for one in adapters])]
 
     def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
         assert x_BLX is not None
@@ -123,9 +116,7 @@ class MoELoRA(RoutedAdapter):
             picked_C, rows_CM, valid_CM = self._places(h_BLX, ctx)
             mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_CM)
             choices = [choices_E1N.squeeze(1) for choices_E1N in choices]
-            # Made before the pass; or here, where the weights are at hand.
-            prepared = ctx.prepared or {}
-            grams = [prepared[one] if one in prepared else one.shared_core(ctx) for one in group]
+            grams = [one.shared_core(ctx) for one in group]
             grams = [gram_XSS if len(gram_XSS) == 1 else gram_XSS[picked_C] for gram_XSS in grams]
             kept = [Kept(*parts, valid_CM) for parts in zip(h, choices, grams, strict=True)]
         # A recompute does as the pass did, and leaves what that has kept.

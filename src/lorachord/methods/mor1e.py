@@ -82,8 +82,16 @@ class MoR1E(PromptLevel):
         return self.router
 
     def core_weight(self) -> Tensor:
-        """g and omega."""
-        return torch.cat([self.gate, self.share])
+        """What the token's and the prompt's part of R are multiplied by (2,), sigmoid(100 g) among it."""
+        return self.core_weights([self])[0].squeeze(0)
+
+    @classmethod
+    def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor]:
+        config, switches = adapters[0].config, [torch.cat([one.gate, one.share]) for one in adapters]
+        gate_Y, share_Y = torch.sigmoid(STEEPNESS * torch.stack(switches)).unbind(1)
+        parts = config.r1 * config.r2 * share_Y, COSINES * (1 - share_Y)
+        weights_Y2 = gate_Y.unsqueeze(1) * torch.stack(parts, dim=1)
+        return list(weights_Y2.split(1))
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         return self.cores([self], h_BLR, x_BLX, ctx)[0]
@@ -99,6 +107,4 @@ class MoR1E(PromptLevel):
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
         h_BLX, logits_BLX = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLX, x_BLX))
-        switches_YX2 = torch.sigmoid(STEEPNESS * torch.stack([one.shared_core(ctx) for one in group]))
-        experts = self.config.r1 * self.config.r2
-        return gate_rank_one(h_BLX, logits_BLX, switches_YX2, ctx.cosines_BC, experts, COSINES)
+        return gate_rank_one(h_BLX, logits_BLX, ctx.cosines_BC, [one.shared_core(ctx) for one in group])

@@ -30,14 +30,16 @@ class TaskCheckpoint:
         self.state = state
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.checkpoint(_Recall(function, self.state), *args, **kwargs)
+        recall = _Recall(function, self.state, own_graph=is_reentrant(self.checkpoint))
+        return self.checkpoint(recall, *args, **kwargs)
 
 
 class _Recall:
     """Calls a function; again (in recomputes) under the first call's contexts, recording nothing."""
 
-    def __init__(self, function: Callable[..., Any], state: SharedState) -> None:
+    def __init__(self, function: Callable[..., Any], state: SharedState, own_graph: bool) -> None:
         self.function = function
+        self.own_graph = own_graph
         self.state = state
         self.contexts = state.contexts
         self.called = False
@@ -46,7 +48,8 @@ class _Recall:
         again, self.called = self.called, True
         current = self.state.contexts
         self.state.contexts = {
-            name: self.contexts.get(name, NO_CONTEXT).apart(recording=not again) for name in self.state.task_names
+            name: self.contexts.get(name, NO_CONTEXT).apart(recording=not again, own_graph=self.own_graph)
+            for name in self.state.task_names
         }
         try:
             return self.function(*args, **kwargs)

@@ -120,7 +120,7 @@ class SharedState:
             contexts = {**contexts}
             for name in self.groups.keys() & self._acting(model):
                 groups = self.groups[name]
-                prepared = None if is_sharded(model) else type(groups.adapters[0]).before_pass(groups.adapters)
+                prepared = None if is_sharded(model) else groups.core_weights()
                 contexts[name] = replace(
                     contexts.get(name, NO_CONTEXT), neighbours=Neighbours(groups), prepared=prepared
                 )
