@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.core import contrast, pairs, routing
+from lorachord.core import contrast, pairs, rank_one, routing
 from lorachord.core.adapter import Adapter
 from lorachord.core.contrast import spread_tokens
 from lorachord.methods import moelora
@@ -28,6 +28,7 @@ ROUTED = pytest.mark.parametrize(
         ("malora", {}),
         ("moelora", {"contrastive": 0.1, "contrastive_tokens": 4}),
         ("mixlora", {}),
+        ("mor1e", {}),
     ],
 )
 MASK = torch.ones(4, 7, dtype=torch.long)
@@ -35,9 +36,16 @@ MASK[1, 4:] = 0
 
 
 def in_training(architecture: str, method: str, **options: Any) -> nn.Module:
+    settings = {"mor1e": {"r1": 2, "r2": 2}, **METHODS}[method]
     # In float32 the order of sums would show.
-    model = lc.attach(tiny(architecture, **NO_DROPOUT[architecture]).double(), method, **{**METHODS[method], **options})
+    model = lc.attach(tiny(architecture, **NO_DROPOUT[architecture]).double(), method, **{**settings, **options})
     perturb(model, 0.3)
+    if method == "mor1e":
+        lc.fit_intuition(model, [{"input_ids": token_ids(num_samples=12, length=5, seed=4)}])
+        for layer in layers(model).values():
+            # The switches are a hundred times as steep as what else is perturbed.
+            for switch in (layer.lorachord_adapter["default"].gate, layer.lorachord_adapter["default"].share):
+                switch.data /= 100
     return model.train()
 
 
@@ -53,7 +61,7 @@ def step(model: nn.Module, seed: int = 1) -> dict[str, Tensor]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often anything is routed."""
     count: Counter[str] = Counter()
-    for function in (routing._Route, pairs._Choose):
+    for function in (routing._Route, pairs._Choose, rank_one._RankOne):
         apply = function.apply
         monkeypatch.setattr(function, "apply", lambda *args, apply=apply: count.update(["routed"]) or apply(*args))
     return count
@@ -113,7 +121,7 @@ def adapter_of(model: nn.Module, name: str) -> Adapter:
     return next(layer for path, layer in layers(model).items() if path.endswith(name)).active()[0]
 
 
-@pytest.mark.parametrize("method", ["hydralora", "mixlora", "moelora"])
+@pytest.mark.parametrize("method", ["hydralora", "mixlora", "moelora", "mor1e"])
 def test_an_adapter_whose_weights_are_not_at_hand_is_left_to_itself(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
