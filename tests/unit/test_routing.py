@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from lorachord.core import routing
+from lorachord.core import router_losses
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.routing import Router, RouterConfig, losses_of, share
+from lorachord.core.router_losses import losses_of
+from lorachord.core.routing import Router, RouterConfig, share
 from lorachord.core.routing import mix as route
 from tests.reference import hydralora, mosld
 
@@ -186,7 +187,7 @@ def test_losses_of_many_routers_add_up_with_one_exchange_for_each_kind(monkeypat
         mix(router, ONE, rows(), Context(token_mask_BL=torch.rand(3, 5) > 0.3))
     alone = torch.stack([loss for router in routers if (loss := router.penalty()) is not None])
     assert len(alone) == 4
-    monkeypatch.setattr(routing, "across_ranks", across_two_ranks)
+    monkeypatch.setattr(router_losses, "across_ranks", across_two_ranks)
     together = losses_of(routers)
     assert exchanged == [(3, 4, 1), (1, 4, 1)]
     torch.testing.assert_close(torch.stack(together).sum(), alone.sum())

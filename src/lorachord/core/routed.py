@@ -9,7 +9,8 @@ from typing_extensions import Self
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context, Mixing
-from lorachord.core.routing import Router, RouterConfig, losses_of, mix
+from lorachord.core.router_losses import losses_of
+from lorachord.core.routing import Router, RouterConfig, mix
 
 
 class RoutedAdapter(Adapter):

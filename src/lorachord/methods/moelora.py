@@ -30,7 +30,8 @@ from lorachord.core.context import Context
 from lorachord.core.contrast import contrastive_loss, grams_of, spread_tokens
 from lorachord.core.registry import register
 from lorachord.core.routed import RoutedAdapter, require_top_k
-from lorachord.core.routing import Router, RouterConfig, losses_of, mask_of, mix
+from lorachord.core.router_losses import losses_of
+from lorachord.core.routing import Router, RouterConfig, mask_of, mix
 from lorachord.core.settings import RankConfig, option
 
 PAIRS_AT_ONCE = 2**20

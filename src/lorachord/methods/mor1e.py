@@ -87,9 +87,9 @@ class MoR1E(PromptLevel):
 
     @classmethod
     def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor]:
-        config, switches = adapters[0].config, [torch.cat([one.gate, one.share]) for one in adapters]
-        gate_Y, share_Y = torch.sigmoid(STEEPNESS * torch.stack(switches)).unbind(1)
-        parts = config.r1 * config.r2 * share_Y, COSINES * (1 - share_Y)
+        switches = torch.cat([*(one.gate for one in adapters), *(one.share for one in adapters)])
+        gate_Y, share_Y = torch.sigmoid(STEEPNESS * switches).chunk(2)
+        parts = adapters[0].config.r1 * adapters[0].config.r2 * share_Y, COSINES * (1 - share_Y)
         weights_Y2 = gate_Y.unsqueeze(1) * torch.stack(parts, dim=1)
         return list(weights_Y2.split(1))
 
