@@ -12,11 +12,10 @@ builds, and up to 25 while a median is within two standard errors of its bound (
 shows that all runs, and hardly more). As in training, a step that is timed follows one of its own (not with `--quick`):
 after another model's, the caches hold what is not its own, which costs methods of many small operations more than
 others. So do neighbours on a shared processor, which push an operation's code out of its caches between one layer and
-the next. All share one process: with a new one for each model and build, which takes four times as long, ratios were
-not lower on the whole (MoELoRA's 1.13 and 1.11 after 17 and 24 builds, in one process 1.11 and 1.12). With rank 64 some
-steps of PEFT's LoRA get 10,000 to 45,000 fresh pages of memory from the system, where ours of that width get up to
-7,000, and others hardly any, as the C library's allocator has it, which hands less back in a process that has built
-many models. So ratios are lower there, by up to .1, where a process is young.
+the next. Each build has a process of its own, as a training run has (not with `--quick`, nor on a GPU). That matters
+with rank 64, where in a young process many steps of PEFT's LoRA get 10,000 to 45,000 fresh pages of memory from the
+system and ours of that width up to 7,000: in one that has built dozens of models the C library's allocator hands less
+back, and ratios are higher by up to .1 (MoELoRA's on MiniLM 1.06 in young ones, 1.13 at the end of an old one).
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of
@@ -40,8 +39,10 @@ features) on 16 x 256 tokens, where a step takes as long as it takes to launch i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from random import Random
 from typing import Any
 
@@ -75,6 +76,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "allot (all split)": ("allot", {"choose": "all"}),
 }
 WITHOUT_BOUND = ("moelora (64 tokens)",)
+NUM_THREADS = 2
+Pair = tuple[str, str]
+Makers = Mapping[str, Callable[[], nn.Module]]
 
 
 def width_of(model: nn.Module) -> int:
@@ -84,12 +88,8 @@ def width_of(model: nn.Module) -> int:
 
 
 def timed(
-    work: Workload,
-    makers: Mapping[str, Callable[[], nn.Module]],
-    bounds: Mapping[tuple[str, str], float | None],
-    *,
-    optimise: bool = True,
-) -> dict[tuple[str, str], list[float]]:
+    work: Workload, makers: Makers, bounds: Mapping[Pair, float | None], *, optimise: bool = True
+) -> dict[Pair, list[float]]:
     """Of each pair of a case and its baseline, the ratio in every build that was made for it.
 
     Args:
@@ -98,31 +98,56 @@ def timed(
         bounds: the pairs, and the bound of each.
         optimise: whether a step is a whole one.
     """
-    fewest, most, num_pairs, num_untimed = *BUILDS, 5, 1
     if work.half or work.quick:
-        fewest, most, num_pairs, num_untimed = 1, 1, 6 if work.half else 5, 0
-    ratios: dict[tuple[str, str], list[float]] = {pair: [] for pair in bounds}
-    pairs = list(bounds)
-    for seed in range(most):
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        # What is built last comes to lie in other memory than what is built first.
-        Random(seed).shuffle(names)
-        steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
-        rounds = interleave(steps, num_pairs=num_pairs, num_untimed=num_untimed, seed=seed)
-        for pair in pairs:
-            ratios[pair].append(rounds.ratio(*pair))
-        if seed + 1 >= fewest:
-            pairs = [pair for pair in pairs if undecided(ratios[pair], bounds[pair])]
-        if not pairs:
-            break
+        found = ratios_of_build(work, makers, list(bounds), optimise, num_pairs=6 if work.half else 5, num_untimed=0)
+        return {pair: [ratio] for pair, ratio in found.items()}
+    ratios: dict[Pair, list[float]] = {pair: [] for pair in bounds}
+    pairs, (fewest, most) = list(bounds), BUILDS
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        for seed in range(most):
+            built = processes.submit(ratios_of_build, work, makers, pairs, optimise, seed=seed)
+            for pair, ratio in built.result().items():
+                ratios[pair].append(ratio)
+            if seed + 1 >= fewest:
+                pairs = [pair for pair in pairs if undecided(ratios[pair], bounds[pair])]
+            if not pairs:
+                break
     return ratios
+
+
+def ratios_of_build(
+    work: Workload,
+    makers: Makers,
+    pairs: Sequence[Pair],
+    optimise: bool,
+    *,
+    num_pairs: int = 5,
+    num_untimed: int = 1,
+    seed: int = 0,
+) -> dict[Pair, float]:
+    """The ratio of each pair, of one build of what they need."""
+    torch.set_num_threads(NUM_THREADS)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    # What is built last comes to lie in other memory than what is built first.
+    Random(seed).shuffle(names)
+    steps = {name: work.step_of(makers[name](), optimise=optimise) for name in names}
+    rounds = interleave(steps, num_pairs=num_pairs, num_untimed=num_untimed, seed=seed)
+    return {pair: rounds.ratio(*pair) for pair in pairs}
+
+
+def peft_lora(work: Workload, r: int) -> nn.Module:
+    return lc.attach(work.build(), "peft_lora", r=r)
+
+
+def frozen(work: Workload) -> nn.Module:
+    return work.build().requires_grad_(False)
 
 
 def beside_peft(work: Workload, r: int, cases: Sequence[str]) -> Iterator[Result]:
     """The cases whose factors are r wide, which take turns with one LoRA of PEFT's."""
     against = f"PEFT LoRA r {r}"
     makers: dict[str, Callable[[], nn.Module]] = {case: partial(work.ours, *CASES[case]) for case in cases}
-    makers[against] = lambda: lc.attach(work.build(), "peft_lora", r=r)
+    makers[against] = partial(peft_lora, work, r)
     bounds = {(case, against): None if case in WITHOUT_BOUND else 1.10 for case in cases}
     ratios = timed(work, makers, bounds)
     sizes = {name: saved_bytes(work, make()) for name, make in makers.items()}
@@ -162,7 +187,7 @@ def calibrations(work: Workload) -> Iterator[Result]:
         "allot": partial(lc.calibrate, work.build(), "allot", tasks=TASKS, batches=halves, loss=work.loss_of),
         "mor1e": partial(lc.fit_intuition, clustered, [batch for own in inputs.values() for batch in own]),
     }
-    step = work.step_of(lc.attach(work.build(), "peft_lora", r=8))
+    step = work.step_of(peft_lora(work, 8))
     ten: dict[str, Step] = {"ten steps": lambda: [step() for _ in range(10)]}
     rounds = interleave(ten | calls, num_pairs=1, num_warmup=0)
     for method in calls:
@@ -171,8 +196,8 @@ def calibrations(work: Workload) -> Iterator[Result]:
 
 def limits(work: Workload) -> Iterator[Result]:
     makers: dict[str, Callable[[], nn.Module]] = {
-        "frozen": lambda: work.build().requires_grad_(False),
-        "PEFT LoRA r 8": lambda: lc.attach(work.build(), "peft_lora", r=8),
+        "frozen": partial(frozen, work),
+        "PEFT LoRA r 8": partial(peft_lora, work, 8),
         "lora": partial(work.ours, *CASES["lora"]),
     }
     bounds = {(name, "frozen"): None for name in [*makers][1:]}
@@ -204,7 +229,7 @@ def main() -> int:
     arguments = vars(parser.parse_args())
     device = arguments.pop("device")
     options = Options(**arguments)
-    torch.set_num_threads(2)
+    torch.set_num_threads(NUM_THREADS)
     names = ("llama", "minilm") if device == "cpu" else ("llama_1b", "llama_8b")
     workloads = (Workload(name, options.quick, device) for name in names)
     rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in benchmark(work))
