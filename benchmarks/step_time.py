@@ -15,7 +15,7 @@ others. So do neighbours on a shared processor, which push an operation's code o
 the next. Each build has a process of its own, as a training run has (not with `--quick`, nor on a GPU). That matters
 with rank 64, where in a young process many steps of PEFT's LoRA get 10,000 to 45,000 fresh pages of memory from the
 system and ours of that width up to 7,000: in one that has built dozens of models the C library's allocator hands less
-back, and ratios are higher by up to .1 (MoELoRA's on MiniLM 1.06 in young ones, 1.13 at the end of an old one).
+back, and ratios are higher by up to .1 (MoELoRA's on MiniLM 1.02 and 1.06 in young ones, 1.13 in an old one).
 
 With `--device cuda`, models as wide as those people tune, in bfloat16 under its autocast: `llama_1b` (8 blocks of 2,048
 features) on 16 x 256 tokens, where a step takes as long as it takes to launch its kernels, and `llama_8b` (3 blocks of

@@ -219,6 +219,15 @@ def test_gram_matrices_are_made_before_the_pass(checkpointing: bool, monkeypatch
     assert len(made) == (28 if checkpointing else 14)
 
 
+def test_what_cores_share_is_made_of_adapters_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, core_weights = in_training("llama", "moelora", num_experts=[2, 3]), [], moelora.MoELoRA.core_weights
+    monkeypatch.setattr(
+        moelora.MoELoRA, "core_weights", lambda adapters: asked.append(adapters) or core_weights(adapters)
+    )
+    model(input_ids=token_ids())
+    assert [{one.config.num_experts for one in some} for some in asked] == [{2}, {3}]
+
+
 def test_gram_matrices_are_made_for_adapters_that_act(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked, core_weights = in_training("llama", "moelora"), [], moelora.MoELoRA.core_weights
     model.add_adapter("other", lc.LorachordConfig.build("moelora", **METHODS["moelora"]))

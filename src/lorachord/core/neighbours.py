@@ -50,7 +50,9 @@ class Groups:
                 at_hand.setdefault((one.config, one.up.device), []).append(one)
         made: dict[nn.Module, Tensor] = {}
         for some in at_hand.values():
-            made.update(zip(some, type(some[0]).core_weights(some) or (), strict=False))
+            weights = type(some[0]).core_weights(some)
+            if weights is not None:
+                made.update(zip(some, weights, strict=True))
         return made
 
 

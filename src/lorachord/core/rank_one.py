@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorachord.core.precision import without_autocast
+from lorachord.core.routing import through_softmax
 
 
 def gate_rank_one(
@@ -81,9 +82,7 @@ class _RankOne(torch.autograd.Function):
         torch.mul(token_YRBL, token_Y1X1, out=grad_h_XBL.view(h_YRBL.shape)).addcmul_(prompt_YRBL, prompt_Y1X1)
         torch.mul(grad_Y1SBL, (h_YRBL * token_Y1X1).unsqueeze(2), out=slope_YRSBL)
         shape = softmax_YCBL.shape
-        torch._softmax_backward_data(
-            slope_YRSBL.view(shape), softmax_YCBL, 1, wide, grad_input=grad_logits_XBL.view(shape)
-        )
+        through_softmax(slope_YRSBL.view(shape), softmax_YCBL, dim=1, out=grad_logits_XBL.view(shape))
         every = (2, 4) if weights_YX2.shape[1] == num_samples else (2, 3, 4)
         grad_weights_2YX = slopes_2YRBL.mul_(h_YRBL).sum(every).view(2, num_layers, -1)
         grad_h, grad_logits = (part.permute(1, 2, 0) for part in grad_XBL.to(ctx.dtype).split((num_h, num_logits)))

@@ -292,6 +292,6 @@ def _most_probable(probs_YEGN: Tensor, top_k: int) -> Tensor:
     return chosen_YEGN
 
 
-def through_softmax(grad: Tensor, probs: Tensor, dim: int) -> Tensor:
+def through_softmax(grad: Tensor, probs: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
     """The gradient of the logits of a softmax over `dim` from that of its probabilities, as autograd has it."""
-    return torch._softmax_backward_data(grad, probs, dim, probs.dtype)
+    return torch._softmax_backward_data(grad, probs, dim, probs.dtype, grad_input=out)
