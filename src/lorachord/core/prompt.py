@@ -20,7 +20,7 @@ class PromptLevel(Adapter):
     """An adapter whose core depends on a sample's prompt, the same for all tokens that follow.
 
     The prompt decides once: in passes that go on from a cache, what the pass over the prompt has read of it is used
-    again. So no choice depends on a token that is still to be written.
+    again. So no choice depends on a token that is still to be written. Its methods write `cores`.
 
     Attributes:
         embeds: whether it looks at the embedding of the prompt (`ctx.cosines_BC`), or at its tokens' inputs alone.
@@ -28,6 +28,13 @@ class PromptLevel(Adapter):
 
     mixing = Mixing.INPUT
     embeds: ClassVar[bool] = False
+
+    @property
+    def goes_in_groups(self) -> bool:
+        return True
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
+        return self.cores([self], h_BLR, x_BLX, ctx)[0]
 
     @final
     def by_sample(self, rows: Tensor, num_samples: int) -> Tensor:

@@ -109,13 +109,6 @@ class MixLoRA(PromptLevel):
         with torch.no_grad():
             return x, self.prompt_mean(x, ctx)[1]
 
-    @property
-    def goes_in_groups(self) -> bool:
-        return True
-
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        return self.cores([self], h_BLR, x_BLX, ctx)[0]
-
     def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
         assert x_BLX is not None
         routers, places = [one.router for one in group], [one.router_pairs for one in group]

@@ -93,13 +93,6 @@ class MoR1E(PromptLevel):
         weights_Y2 = gate_Y.unsqueeze(1) * torch.stack(parts, dim=1)
         return list(weights_Y2.split(1))
 
-    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
-        return self.cores([self], h_BLR, x_BLX, ctx)[0]
-
-    @property
-    def goes_in_groups(self) -> bool:
-        return True
-
     def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
         assert x_BLX is not None
         if ctx.cosines_BC is None:
