@@ -264,7 +264,7 @@ class Adapter(AsMatrix):
         elif seen is x:
             seen = laid_out(x, batch)
         h_BLX = laid_out(h, batch)
-        mixed = self.cores(group, h_BLX, seen, ctx)
+        mixed = self.cores(group, h_BLX, seen, ctx) if len(group) > 1 else [self.core(h_BLX, seen, ctx)]
         # Autocast makes some sums wide, and which ones depends on the device.
         h, *others = (laid_out(rows.to(dtype), x.shape[:-1]) for rows in mixed)
         if near is not None:
