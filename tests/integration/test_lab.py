@@ -23,7 +23,7 @@ def dev_scores(row: str, k: float, out: Path) -> tuple[float, float]:
             "model": {"name": "minilm", "kind": "encoder", "heads": "shared", "max_length": 32},
             "tasks": {"lab": {"name": "lab-contradiction", "k": k}},
             "method": {"name": "lora" if row == "single" else row},
-            "training": {"max_steps": 80, "batch_size": 32, "learning_rate": RATES.get(row, 3e-3)},
+            "training": {"max_steps": 120, "batch_size": 32, "learning_rate": RATES.get(row, 1e-3)},
             "evaluation": {"max_rows": 1000},
             "mode": "single" if row == "single" else "joint",
         }

@@ -39,7 +39,7 @@ def demo_recipe(row: str, k: float) -> Recipe:
             "model": {"name": "minilm", "kind": "encoder", "heads": "shared", "max_length": 32},
             "tasks": {"lab": {"name": "lab-contradiction", "k": k, "num_tasks": 4}},
             "method": {"name": RUNS[row], "r": 8},
-            "training": {"max_steps": 60, "batch_size": 32, "learning_rate": 3e-3},
+            "training": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
             "mode": "single" if row == "single" else "joint",
         }
     )
