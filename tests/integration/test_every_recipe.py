@@ -1,9 +1,11 @@
 """A recipe of every method, on an encoder and on a decoder: trained, scored, and loaded to score the same again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lorachord as lc
 from lorachord.core.calibrated import Calibrated
@@ -23,6 +25,12 @@ SMALL: dict[str, dict[str, Any]] = {
 TASKS = {"encoder": ("colour", "size", "number", "choice"), "decoder": ("colour", "choice", "echo")}
 
 
+def scores_of_choices(run: Path) -> torch.Tensor:
+    """What the run gave each choice of each row of dev, as its predictions have it."""
+    lines = (run / "predictions" / "dev" / "choice.jsonl").read_text(encoding="utf-8").splitlines()
+    return torch.tensor([score for line in lines for score in json.loads(line)["scores"]])
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_recipe_trains_and_scores_again_as_it_did(
@@ -34,8 +42,10 @@ def test_a_recipe_trains_and_scores_again_as_it_did(
     run = train(made, tmp_path / "run", data_dir=task_files)
     steps = [entry for entry in run.path.joinpath("log.jsonl").read_text().splitlines() if '"loss"' in entry]
     assert len(steps) == 6
+    first = scores_of_choices(run.path)
     again = evaluate(run.path, "dev", data_dir=task_files, again=True)
     assert again["tasks"] == run.metrics["dev"]["tasks"]
+    torch.testing.assert_close(scores_of_choices(run.path), first)
     if method == "mor1e":
         assert has_centroids(load_run(run.path)[0])
     if issubclass(METHODS[method], Calibrated):
