@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.core.words import table
+from lorachord.messages import table
 from lorachord.runs.prepare import load_data
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.runs.train import train

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from lorachord.core.words import table
 from lorachord.fusion import RMTLLMF, Merged, TaskVectors, merge_vectors, with_noise
 from lorachord.fusion.arithmetic import task_arithmetic
+from lorachord.messages import table
 from lorachord.runs.adapters import Tasks, find, folders, load_base, load_tasks
 from lorachord.runs.fusion_report import How, task_batches
 from lorachord.runs.scores import report, score_task

@@ -20,10 +20,9 @@ from lorachord.attach import attach
 from lorachord.calibration import calibrate
 from lorachord.core.adapter import Adapter
 from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
+from lorachord.core.config import LayerSpec, MethodConfig, RankConfig, option
 from lorachord.core.context import Context, Mixing
-from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import all_methods, get_method, register
-from lorachord.core.settings import MethodConfig, RankConfig, option
 from lorachord.export import export_lora, merge
 from lorachord.fusion import TaskVectors, fuse
 from lorachord.heads import TaskHeads, add_heads

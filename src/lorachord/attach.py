@@ -12,9 +12,9 @@ from torch import nn
 from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.registry import all_methods
 from lorachord.core.tasks import TaskNames
-from lorachord.core.words import suggest
-from lorachord.tuner.calibration import Calibration, require_none
-from lorachord.tuner.config import LorachordConfig
+from lorachord.messages import suggest
+from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.saved_calibration import Calibration, require_none
 from lorachord.tuner.targets import infer_task_type
 
 

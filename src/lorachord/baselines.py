@@ -9,9 +9,8 @@ from typing import Any
 from peft import LoraConfig
 
 from lorachord.core.budget import Count, register_counter
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import RankConfig, option
-from lorachord.core.words import suggest
+from lorachord.core.config import LayerSpec, RankConfig, option
+from lorachord.messages import suggest
 
 BASELINES = {"peft_lora": "LoRA as PEFT computes it", "peft_dora": "DoRA (arXiv 2402.09353) as PEFT computes it"}
 

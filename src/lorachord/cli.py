@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 
-from lorachord.core.words import table
+from lorachord.messages import table
 
 
 def method_rows() -> list[dict[str, Any]]:

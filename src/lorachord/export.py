@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorachord.core.matrix import factors
 from lorachord.heads import heads_of, keep_head, only_head
 from lorachord.tuner.card import write_export_card
-from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear
 from lorachord.tuner.model import LorachordModel, tied_targets
-from lorachord.tuner.state import on_task
+from lorachord.tuner.on_task import on_task
+from lorachord.tuner.peft_config import LorachordConfig
 
 
 def merge(model: PeftModel, task: str | int | None = None, *, untie: bool = False, inplace: bool = False) -> nn.Module:
@@ -89,18 +90,18 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
 
     index = None if task is None else config.task_names.index(task)
     tuner = _tuner(model)
-    factors, tensors = {}, {}
+    pairs, tensors = {}, {}
     for path, layer in tuner.model.named_modules():
         if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
-            factors[path] = layer.lorachord_adapter[name].factors(index)  # type: ignore[operator]
-    for path, (down_RD, up_OR) in factors.items():
+            pairs[path] = factors(layer.lorachord_adapter[name], index)  # type: ignore[arg-type]
+    for path, (down_RD, up_OR) in pairs.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = down_RD
         tensors[f"base_model.model.{path}.lora_B.weight"] = up_OR
     saved = get_peft_model_state_dict(model, adapter_name=name)
     others = {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
     tensors |= only_head(tuner.model, others, task)
 
-    lora = _lora_config(tuner.model, config, {path: len(down_RD) for path, (down_RD, _) in factors.items()})
+    lora = _lora_config(tuner.model, config, {path: len(down_RD) for path, (down_RD, _) in pairs.items()})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, out.name)
         lora.save_pretrained(str(folder))

@@ -7,7 +7,7 @@ import torch
 
 import lorachord as lc
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.tuner.intuition import embed_prompts, encoder_of
+from lorachord.tuner.prompt_clusters import embed_prompts, encoder_of
 from tests.contract import cases, contract, surgery
 from tests.contract.cases import CASES, Case
 from tests.contract.contract import MIXED, MethodContract, gradients, logits, make_model

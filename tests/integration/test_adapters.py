@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 import lorachord as lc
-from lorachord.tuner.state import modules_of
+from lorachord.tuner.walk import modules_of
 from tests.integration.helpers import (
     METHODS,
     TASK_TYPES,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lorachord as lc
 from lorachord.calibration.inputs import Limits
-from lorachord.core.covariance import Exact
+from lorachord.families.covariance import Exact
 from lorachord.methods.thanora import ThanoRA
 from lorachord.tuner.layer import LorachordLinear
 from tests.reference import thanora

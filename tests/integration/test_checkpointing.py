@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import lorachord as lc
 from lorachord.tuner.checkpointing import TaskCheckpoint
-from lorachord.tuner.state import SharedState
+from lorachord.tuner.passes import Passes
 from tests.integration.helpers import METHODS, NO_DROPOUT, close, differ, gradients, layers, logits
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -72,7 +72,7 @@ def test_each_recompute_runs_under_the_task_of_its_own_forward(architecture, use
 @reentrant
 def test_without_the_hook_the_gradients_would_be_wrong(architecture, use_reentrant, monkeypatch):
     expected = two_tasks_one_backward(in_training(architecture, "mtl_lora"))
-    monkeypatch.setattr(SharedState, "_prepare_checkpointing", lambda self, model: None)
+    monkeypatch.setattr(Passes, "_prepare_checkpointing", lambda self, model: None)
     model = in_training(architecture, "mtl_lora")
     checkpoint(model, use_reentrant)
     found = two_tasks_one_backward(model)
@@ -220,6 +220,7 @@ def test_a_penalty_is_of_the_last_forward_and_of_training_alone():
     assert lc.penalty(model) == 0
 
 
+@pytest.mark.filterwarnings("ignore:The method of adapter")
 def test_a_penalty_under_reentrant_checkpointing_is_refused_in_words(architecture):
     model = in_training(architecture, "hydralora", balance=0.5)
     checkpoint(model, use_reentrant=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import lorachord as lc
-from lorachord.core.calibrated import Calibrated
+from lorachord.families.calibrated import Calibrated
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate, load_run
-from lorachord.tuner.intuition import has_centroids
+from lorachord.tuner.prompt_clusters import has_centroids
 from tests.tiny_data import recipe
 
 METHODS = {name: cls for name, cls in lc.all_methods().items() if cls.__module__.startswith("lorachord.")}

@@ -16,7 +16,7 @@ from lorachord.runs.use import evaluate
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.intuition import with_embeddings
 from lorachord.training.trainer import MultiTaskTrainer
-from lorachord.tuner.intuition import embed_prompts
+from lorachord.tuner.prompt_clusters import embed_prompts
 from tests import tiny_data
 from tests.tiny_data import recipe, rows
 from tests.tiny_models import perturb, tiny

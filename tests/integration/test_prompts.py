@@ -1,8 +1,6 @@
 """Methods that choose once for each prompt: what is taken for it, in one pass, in decoding, and when it is unclear."""
 
 import copy
-import gc
-import weakref
 from functools import partial
 from typing import Any
 
@@ -13,11 +11,10 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 import lorachord as lc
-from lorachord.core.prompt import PromptLevel
-from lorachord.core.reading import Reading
+from lorachord.families.by_prompt import PromptLevel
 from lorachord.tuner.checkpointing import TaskCheckpoint
-from lorachord.tuner.intuition import embed_prompts
-from lorachord.tuner.state import adapted_layers, states_of
+from lorachord.tuner.prompt_clusters import embed_prompts
+from lorachord.tuner.walk import adapted_layers, states_of
 from tests.integration.helpers import close, differ
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -177,29 +174,7 @@ def test_training_keeps_nothing_of_a_pass(method):
         model(input_ids=token_ids()[:, :1], past_key_values=cache)
 
 
-@pytest.mark.parametrize("checkpointing", [None, False, True])
-def test_layers_with_the_same_input_share_its_mean(checkpointing, monkeypatch):
-    read, keep, mean_of = [], Reading.keep, Reading.mean_of
-    gradients = []
-    for sharing in (True, False):
-        model = prompt_level("llama", "mixlora").train()
-        if checkpointing is not None:
-            model.enable_input_require_grads()
-            model.get_base_model().activation_checkpointing_enable({"use_reentrant": checkpointing})
-        monkeypatch.setattr(Reading, "keep", lambda *args: read.append(keep(*args)))
-        monkeypatch.setattr(Reading, "mean_of", mean_of if sharing else lambda *args: None)
-        read.clear()
-        logits = model(input_ids=token_ids()).logits
-        # In each of two blocks: one for query, key and value, one for the output, one for gate and up, one for down.
-        assert len(read) == (8 if sharing else 14)
-        logits.square().sum().backward()
-        assert len(read) == (8 if sharing else 14) * (1 if checkpointing is None else 2)
-        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_a_part_that_is_checkpointed_shares_nothing_with_the_rest():
+def test_layers_that_are_checkpointed_one_by_one_have_the_gradients_of_those_that_are_not():
     gradients = []
     for checkpointing in (False, True):
         model = prompt_level("llama", "mixlora").train()
@@ -214,24 +189,6 @@ def test_a_part_that_is_checkpointed_shares_nothing_with_the_rest():
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_pass_lets_go_of_its_inputs_when_it_is_over(checkpointing, monkeypatch):
-    inputs, keep = [], Reading.keep
-    monkeypatch.setattr(Reading, "keep", lambda self, x, mean: (inputs.append(weakref.ref(x)), keep(self, x, mean)))
-    # The last layer, a head's, comes after all parts that are checkpointed and remember the pass.
-    model = prompt_level("bert", "mixlora").train()
-    if checkpointing:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    gc.disable()
-    try:
-        # Without a backward pass, which would free what it has used.
-        model(input_ids=token_ids())
-        assert inputs
-        assert not [reference for reference in inputs if reference() is not None]
-    finally:
-        gc.enable()
 
 
 @methods

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel, TorchAoConfig
 
 import lorachord as lc
+from lorachord.core.matrix import delta
 from tests.integration.helpers import METHODS, close, differ, gradients, layers, logits, task_logits
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -120,7 +121,7 @@ def test_merging_into_8_bits_is_near_the_adapter(folder, kind, method):
     base = logits(load(folder, kind))
     expected = task_logits(model, 0)
     weights = {
-        name: layer.get_base_weight() + layer.lorachord_adapter["default"].delta(0)
+        name: layer.get_base_weight() + delta(layer.lorachord_adapter["default"], 0)
         for name, layer in layers(model).items()
     }
     with lc.on_task(model, 0):
@@ -136,7 +137,7 @@ def test_merging_into_4_bits_is_as_near_as_4_bits_can_be(folder, method):
     model = quantised(folder, "bnb-4bit", method).train()
     found = layers(model)
     weights = {
-        name: layer.get_base_weight() + layer.lorachord_adapter["default"].delta(0) for name, layer in found.items()
+        name: layer.get_base_weight() + delta(layer.lorachord_adapter["default"], 0) for name, layer in found.items()
     }
     with lc.on_task(model, 0):
         model.merge_adapter()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 
 import lorachord as lc
-from lorachord.core.ranks import is_sharded
+from lorachord.distributed import is_sharded
 from lorachord.training.sharded import average_gradients
 from tests.tiny_models import perturb, tiny, token_ids
 

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lorachord.core.contrast import contrastive_loss, grams_of, spread_sequences, spread_tokens
-from lorachord.core.lowrank import rows_linear
+from lorachord.kernels.contrast import contrastive_loss, grams_of, spread_sequences, spread_tokens
+from lorachord.kernels.linear import rows_linear
 from tests.reference import moelora
 
 B, L, E, K, R, D, O = 3, 6, 4, 2, 2, 5, 7  # noqa: E741

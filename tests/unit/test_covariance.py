@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorachord.core.covariance import DAMPING, Covariance, Exact, Sketch
+from lorachord.families.covariance import DAMPING, Covariance, Exact, Sketch
 from tests.reference import thanora
 
 

@@ -6,11 +6,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from lorachord.core import router_losses
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.router_losses import losses_of
-from lorachord.core.routing import Router, RouterConfig, share
-from lorachord.core.routing import mix as route
+from lorachord.families import router as families_router
+from lorachord.families.router import Router, RouterConfig, router_losses, share
 from tests.reference import hydralora, mosld
 
 ONE = torch.ones(3, 5, 1, dtype=torch.float64)
@@ -40,13 +38,13 @@ def rows() -> Tensor:
 
 
 def mix(router: Router, h: Tensor, x: Tensor, ctx: Context = NO_CONTEXT) -> Tensor:
-    return route([router], h, router.noisy(x @ router.weight.T), ctx)[0][0]
+    return router.gate(h, x @ router.weight.T, ctx).mixed_BLS
 
 
-def penalty(router: Router) -> Tensor:
-    found = router.penalty()
-    assert found is not None
-    return found
+def penalty(*routers: Router) -> Tensor:
+    found = router_losses(routers)
+    assert found.keys() <= {"balance", "z"}
+    return torch.stack([*found.values()]).sum()
 
 
 @pytest.mark.parametrize("top_k", [None, 2, 3])
@@ -91,10 +89,10 @@ def test_balance_loss_is_1_at_balance_and_e_over_k_at_worst(top_k: int) -> None:
     router = make_router(top_k, balance=1.0)
     # Row n prefers experts n, n + 1, ... by so little that all have one probability.
     spread = torch.tensor([[(expert - row) % 4 < top_k for expert in range(4)] for row in range(4)]).double()
-    route([router], ONE[:1, :4], 1e-9 * spread.view(1, 4, 4), NO_CONTEXT)
+    router.gate(ONE[:1, :4], 1e-9 * spread.view(1, 4, 4), NO_CONTEXT)
     assert float(penalty(router).detach()) == pytest.approx(1)
     first = (torch.arange(4) < top_k).double().expand(1, 4, 4)
-    route([router], ONE[:1, :4], 50 * first, NO_CONTEXT)
+    router.gate(ONE[:1, :4], 50 * first, NO_CONTEXT)
     assert float(penalty(router).detach()) == pytest.approx(4 / top_k)
 
 
@@ -111,63 +109,21 @@ def test_groups_are_routers_of_their_own_with_their_losses_meaned() -> None:
     torch.testing.assert_close(grouped.load, torch.stack([single.load for single in singles]))
 
 
-@pytest.mark.parametrize("own_blocks", [False, True])
-@pytest.mark.parametrize("top_k", [None, 2])
-@pytest.mark.parametrize("masked", [False, True])
-def test_routers_of_the_same_input_are_each_what_they_are_alone(
-    own_blocks: bool, top_k: int | None, masked: bool
-) -> None:
-    groups = 1 if own_blocks else 2
-    config = RouterConfig(balance=0.5, z=0.3)
-    routers = [Router(6, 4, config, top_k=top_k, groups=groups, own_blocks=own_blocks).double() for _ in range(3)]
-    for router in routers:
-        nn.init.normal_(router.weight)
-    x, h = rows(), torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=True)
-    ctx = Context(token_mask_BL=torch.rand(3, 5) > 0.3 if masked else None)
-    cotangents = torch.randn(3, 3, 5, 8 if own_blocks else 32, dtype=torch.float64)
-    results = []
-    for together in (True, False):
-        logits = [x @ router.weight.T for router in routers]
-        if together:
-            mixed, *_ = route(routers, h, torch.cat(logits, dim=-1), ctx)
-        else:
-            parts = zip(routers, h.chunk(3, dim=-1), logits, strict=True)
-            mixed = [route([router], part, one, ctx)[0][0] for router, part, one in parts]
-        # Of each loss another share: they are not one.
-        losses = [share * penalty(router) for share, router in enumerate(routers, start=1)]
-        loss = sum(losses, start=(torch.stack([*mixed]) * cotangents).sum())
-        grads = torch.autograd.grad(loss, [h, *(router.weight for router in routers)])
-        loads = [router.load for router in routers]
-        results.append([*mixed, *losses, *grads, *loads])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("asked", [[0, 1, 2], [2, 0], [1]])
-def test_routers_with_the_same_input_have_each_its_part_of_their_losses(asked: list[int]) -> None:
-    routers, x = [make_router(2, balance=0.5, z=0.3) for _ in range(3)], rows()
-    route(routers, ONE.expand(3, 5, 3), torch.cat([x @ router.weight.T for router in routers], dim=-1), NO_CONTEXT)
-    (together,) = losses_of([routers[nth] for nth in asked])
-    for router in routers:
-        mix(router, ONE, x)
-    torch.testing.assert_close(together, sum(penalty(routers[nth]) for nth in asked))
-
-
-def test_what_is_not_used_of_routers_with_the_same_input_gets_a_gradient_of_zero() -> None:
-    routers = [Router(6, 4, RouterConfig(balance=0.5), top_k=2, own_blocks=True) for _ in range(3)]
-    h = torch.randn(3, 5, 24, dtype=torch.float64, requires_grad=True)
-    logits = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
-    mixed, sampled, _ = route(routers, h, logits, NO_CONTEXT, torch.tensor([[0, 3]]))
-    grad_h, grad_logits = torch.autograd.grad(mixed[1].sum() + sampled[2].sum(), [h, logits])
-    assert [bool(part.any()) for part in grad_h.chunk(3, dim=-1)] == [False, True, True]
-    assert [bool(part.any()) for part in grad_logits.chunk(3, dim=-1)] == [False, True, False]
-    assert torch.equal(grad_h[..., 16:].flatten(0, 1).sum(1).nonzero().flatten(), torch.tensor([0, 3]))
+def test_an_output_that_is_not_used_gets_a_gradient_of_zero() -> None:
+    router = Router(6, 4, RouterConfig(balance=0.5), top_k=2, own_blocks=True)
+    h = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    found = router.gate(h, logits, NO_CONTEXT, torch.tensor([[0, 3]]))
+    assert found.sampled_BMR is not None
+    grad_h, grad_logits = torch.autograd.grad(found.sampled_BMR.sum(), [h, logits])
+    assert not grad_logits.any()
+    assert torch.equal(grad_h.flatten(0, 1).sum(1).nonzero().flatten(), torch.tensor([0, 3]))
 
 
 def test_both_gradients_lie_side_by_side_for_the_product_that_they_go_back_through() -> None:
     router, h = make_router(2, balance=0.5), torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
     logits = (rows() @ router.weight.T).detach().requires_grad_()
-    grad_h, grad_logits = torch.autograd.grad(route([router], h, logits, NO_CONTEXT)[0][0].sin().sum(), [h, logits])
+    grad_h, grad_logits = torch.autograd.grad(router.gate(h, logits, NO_CONTEXT).mixed_BLS.sin().sum(), [h, logits])
     assert grad_h.stride(2) == grad_logits.stride(2) == 15
     assert grad_logits.data_ptr() == grad_h.data_ptr() + grad_h.numel() * grad_h.element_size()
 
@@ -185,40 +141,38 @@ def test_losses_of_many_routers_add_up_with_one_exchange_for_each_kind(monkeypat
     for router in routers:
         # Not of as many rows each.
         mix(router, ONE, rows(), Context(token_mask_BL=torch.rand(3, 5) > 0.3))
-    alone = torch.stack([loss for router in routers if (loss := router.penalty()) is not None])
+    alone = torch.stack([penalty(router) for router in routers if router_losses([router])])
     assert len(alone) == 4
-    monkeypatch.setattr(router_losses, "across_ranks", across_two_ranks)
-    together = losses_of(routers)
+    monkeypatch.setattr(families_router, "across_ranks", across_two_ranks)
+    together = penalty(*routers)
     assert exchanged == [(3, 4, 1), (1, 4, 1)]
-    torch.testing.assert_close(torch.stack(together).sum(), alone.sum())
+    torch.testing.assert_close(together, alone.sum())
     weights = [router.weight for router in routers if router.config.balance]
     for one, other in zip(
-        *(torch.autograd.grad(losses.sum(), weights, retain_graph=True) for losses in (torch.stack(together), alone)),
+        *(torch.autograd.grad(losses.sum(), weights, retain_graph=True) for losses in (together, alone)),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("num_routers", [1, 3])
-def test_samples_are_the_rows_with_their_choices_and_gradients(num_routers: int) -> None:
-    config = RouterConfig(balance=0.5)
-    routers = [Router(6, 4, config, top_k=2, own_blocks=True) for _ in range(num_routers)]
-    h = torch.randn(3, 5, num_routers * 8, dtype=torch.float64, requires_grad=True)
-    logits = torch.randn(3, 5, num_routers * 4, dtype=torch.float64, requires_grad=True)
+def test_samples_are_the_rows_with_their_choices_and_gradients() -> None:
+    router = Router(6, 4, RouterConfig(balance=0.5), top_k=2, own_blocks=True)
+    h = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
     rows_BM = torch.tensor([[0, 3], [6, 9], [14, 10]])
-    mixed, sampled, choices = route(routers, h, logits, NO_CONTEXT, rows_BM)
-    plain, *nothing = route(routers, h, logits, NO_CONTEXT)
-    assert not any(nothing)
-    expected = h.flatten(0, 1)[rows_BM].chunk(num_routers, dim=-1)
-    for router in range(num_routers):
-        assert torch.equal(sampled[router], expected[router])
-        own = logits.flatten(0, 1)[:, 4 * router : 4 * router + 4]
-        chosen = torch.zeros_like(own).scatter_(1, own.topk(2).indices, 1.0)[rows_BM.flatten()]
-        assert torch.equal(choices[router].squeeze(1), chosen.t())
-    weights = [torch.randn_like(part) for part in (*mixed, *sampled)]
+    found, plain = (router.gate(h, logits, NO_CONTEXT, rows_BM=asked) for asked in (rows_BM, None))
+    assert (plain.sampled_BMR, plain.choices_EGN) == (None, None)
+    assert found.sampled_BMR is not None
+    assert found.choices_EGN is not None
+    expected = h.flatten(0, 1)[rows_BM]
+    assert torch.equal(found.sampled_BMR, expected)
+    flat = logits.flatten(0, 1)
+    chosen = torch.zeros_like(flat).scatter_(1, flat.topk(2).indices, 1.0)[rows_BM.flatten()]
+    assert torch.equal(found.choices_EGN.squeeze(1), chosen.t())
+    weights = [torch.randn_like(part) for part in (found.mixed_BLS, expected)]
     losses = [
         sum((weight * part).sum() for weight, part in zip(weights, parts, strict=True))
-        for parts in ((*mixed, *sampled), (*plain, *expected))
+        for parts in ((found.mixed_BLS, found.sampled_BMR), (plain.mixed_BLS, expected))
     ]
     for one, other in zip(*(torch.autograd.grad(loss, [h, logits]) for loss in losses), strict=True):
         torch.testing.assert_close(one, other)
@@ -228,7 +182,7 @@ def test_collapsed_groups_do_not_look_balanced_together() -> None:
     grouped, _ = make_grouped(groups=2, num_experts=2, balance=1.0)
     # Each group is collapsed, on another expert.
     logits = torch.tensor([50.0, -50.0, -50.0, 50.0], dtype=torch.float64).expand(3, 5, 4)
-    route([grouped], torch.ones(3, 5, 2, dtype=torch.float64), logits, NO_CONTEXT)
+    grouped.gate(torch.ones(3, 5, 2, dtype=torch.float64), logits, NO_CONTEXT)
     assert float(penalty(grouped).detach()) == pytest.approx(2)
 
 
@@ -298,8 +252,7 @@ def test_has_the_derivatives_of_its_formula(
         probe = copy.deepcopy(router)
         del probe.weight
         probe.weight = weight
-        mixed, loss = mix(probe, h, x, ctx), probe.penalty()
-        return (mixed,) if loss is None else (mixed, loss)
+        return mix(probe, h, x, ctx), *router_losses([probe]).values()
 
     assert gradcheck(function, (h, x, router.weight), fast_mode=True)
 
@@ -313,10 +266,10 @@ def test_nothing_is_recorded_in_eval_in_a_recompute_or_at_weight_0() -> None:
     mix(router, ONE, rows(), Context(recording=False))
     assert (router.recorded is first, router.last is last, router.total is total) == (True, True, True)
     mix(router.eval(), ONE, x)
-    assert router.penalty() is None
+    assert router_losses([router]) == {}
     unweighted = make_router(2)
     mix(unweighted, ONE, x)
-    assert unweighted.penalty() is None
+    assert router_losses([unweighted]) == {}
 
 
 def test_noise_is_of_training_alone_and_of_its_standard_deviation() -> None:
@@ -387,5 +340,5 @@ def test_nothing_that_is_recorded_is_saved_and_copies_are_free_of_the_graph() ->
     mix(router, ONE, rows())
     assert router.state_dict().keys() == {"weight"}
     twin = copy.deepcopy(router)
-    assert twin.penalty() is None
+    assert router_losses([twin]) == {}
     assert penalty(router).requires_grad

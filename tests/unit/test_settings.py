@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import MethodConfig, RankConfig, option
+from lorachord.core.config import LayerSpec, MethodConfig, RankConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)

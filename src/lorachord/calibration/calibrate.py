@@ -12,14 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lorachord.calibration.conflict import Loss, measure_conflict, own_loss
 from lorachord.calibration.inputs import Batch, Limits, measure_inputs, size_of
-from lorachord.core.calibrated import Calibrated, FromConflict, FromInputs
-from lorachord.core.layer import LayerSpec
+from lorachord.core.config import LayerSpec, RankConfig
 from lorachord.core.registry import get_method
-from lorachord.core.settings import RankConfig
-from lorachord.core.words import suggest
-from lorachord.tuner.calibration import TARGETS, Calibration, plain
-from lorachord.tuner.config import LorachordConfig
+from lorachord.families.calibrated import Calibrated, FromConflict, FromInputs
+from lorachord.messages import suggest
 from lorachord.tuner.fingerprint import fingerprint
+from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.saved_calibration import TARGETS, Calibration, plain
 from lorachord.tuner.targets import infer_task_type, plan
 
 

@@ -22,7 +22,8 @@ from lorachord.attach import attach
 from lorachord.calibration.inputs import Batch, on_device, size_of
 from lorachord.surgery.significant import Significant
 from lorachord.surgery.task_grads import OnePass
-from lorachord.tuner.state import HEADS, states_of
+from lorachord.tuner.state import HEADS
+from lorachord.tuner.walk import states_of
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.covariance import Covariance, Exact, Sketch
-from lorachord.core.layer import LayerSpec
-from lorachord.tuner.state import on_task, states_of
+from lorachord.core.config import LayerSpec
+from lorachord.families.covariance import Covariance, Exact, Sketch
+from lorachord.tuner.on_task import on_task
+from lorachord.tuner.walk import states_of
 
 Batch = Mapping[str, Any]
 

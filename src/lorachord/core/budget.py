@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorachord.core.layer import LayerSpec
+from lorachord.core.config import LayerSpec
 from lorachord.core.registry import get_method
 from lorachord.core.tasks import TaskNames
 
@@ -95,6 +95,31 @@ def _counter_of(method: str, num_tasks: int) -> Counter:
     return counter
 
 
+def _ranks(method: str, layer: LayerSpec, width: int, num_tasks: int, options: Mapping[str, Any]) -> Sequence[int]:
+    """The ranks up to a width that go with the other options, in rising order.
+
+    Raises:
+        ValueError: none does.
+    """
+    if method in _COUNTERS:
+        return range(1, width + 1)
+    config = get_method(method).Config
+    fitting: list[int] = []
+    for r in range(1, width + 1):
+        try:
+            config.from_dict({**options, "r": r})
+            # A layer may ask for more than the options do, such as a rank for each task: the smallest that it takes.
+            if not fitting:
+                count_parameters(method, [layer], num_tasks=num_tasks, options={**options, "r": r})
+        except ValueError as error:
+            refused = error
+        else:
+            fitting.append(r)
+    if not fitting:
+        raise refused
+    return fitting
+
+
 def fit_rank(
     method: str,
     layers: Sequence[LayerSpec],
@@ -123,7 +148,7 @@ def fit_rank(
     if not layers:
         raise ValueError("There are no layers to count.")
     options, width = dict(options or {}), min(min(layer.d_in, layer.d_out) for layer in layers)
-    ranks = range(1, width + 1) if method in _COUNTERS else get_method(method).possible_ranks(options, num_tasks, width)
+    ranks = _ranks(method, layers[0], width, num_tasks, options)
 
     def fit_at(place: int) -> Fit:
         r = ranks[place]

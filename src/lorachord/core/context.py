@@ -1,4 +1,4 @@
-"""What a core may look at besides its argument.
+"""The things that a core may look at besides its argument, and the promises of a method about them.
 
 Shapes: B samples, L rows of one sample, N = B * L rows, T tasks, C clusters of prompts.
 """
@@ -11,12 +11,10 @@ from enum import Enum
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
-from lorachord.core.devices import moved
-from lorachord.core.neighbours import Neighbours
-from lorachord.core.reading import Reading
+from lorachord.kernels.devices import moved
 
 
 class Mixing(Enum):
@@ -28,6 +26,17 @@ class Mixing(Enum):
     """One matrix per task: merges and exports once per task, and needs the task of each sample."""
     INPUT = "input"
     """Depends on the input: neither merges nor exports exactly."""
+
+
+class PenaltyFrom(Enum):
+    """The source of a method's penalty."""
+
+    NOTHING = "nothing"
+    """There is none."""
+    WEIGHTS = "weights"
+    """The parameters alone: it can be computed at any time."""
+    PASS = "pass"
+    """What the last forward pass in training has recorded: it needs that pass's graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +54,6 @@ class Context:
         cosines_BC: cosine of each sample's prompt embedding to the adapter's centroids; None where it has none.
         kept: in a pass over the prompt, where layers keep what they have read of it, by name; it goes with the pass's
             cache. None keeps nothing.
-        reading: what the layers of this pass share in reading the prompt; None where they share nothing.
-        neighbours: what layers with the same input make for each other; None where each makes its own.
-        prepared: what adapters' cores share, made of their weights before the pass, by adapter; None where nothing was.
         recalled: in a pass that goes on from a cache, what the pass over the prompt has kept, one row a sample of that
             pass; else None.
     """
@@ -58,9 +64,6 @@ class Context:
     recording: bool = True
     prompt_mask_BL: Tensor | None = None
     cosines_BC: Tensor | None = None
-    reading: Reading | None = None
-    neighbours: Neighbours | None = None
-    prepared: Mapping[nn.Module, Tensor] | None = None
     kept: dict[str, Tensor] | None = None
     recalled: Mapping[str, Tensor] | None = None
 
@@ -99,24 +102,6 @@ class Context:
             middle = (start + stop + 1) // 2
             cut += [(2 * task, start, middle), (2 * task + 1, middle, stop)]
         return tuple(run for run in cut if run[1] < run[2])
-
-    def apart(self, *, recording: bool = True, own_graph: bool = False) -> Self:
-        """The same context for a part of the pass that shares nothing with the rest; with a graph of its own if asked.
-
-        Such a part goes back by itself, and frees what it went through: so it can have no part in what was prepared.
-        """
-        reading = None if self.reading is None else Reading()
-        neighbours = None if self.neighbours is None else self.neighbours.apart()
-        prepared = None if own_graph else self.prepared
-        recording = self.recording and recording
-        return replace(self, reading=reading, neighbours=neighbours, prepared=prepared, recording=recording)
-
-    def end(self) -> None:
-        """The pass, or the part of it, is over: let go of what its layers have shared."""
-        if self.reading is not None:
-            self.reading.end()
-        if self.neighbours is not None:
-            self.neighbours.end()
 
     def to(self, device: torch.device) -> Self:
         """The same context with its task ids on `device`."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lorachord.core.context import Context
-from lorachord.core.devices import moved
-from lorachord.core.lowrank import Runs
+from lorachord.kernels.devices import moved
+from lorachord.kernels.linear import Runs
 
 
 @dataclass(frozen=True, slots=True)

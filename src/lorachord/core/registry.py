@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from lorachord.core.adapter import Adapter
-from lorachord.core.settings import MethodConfig
-from lorachord.core.words import suggest
+from lorachord.core.config import MethodConfig
+from lorachord.messages import suggest
 
 _METHODS: dict[str, type[Adapter]] = {}
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from torch import Tensor
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 Tasks = str | int | Sequence[str] | Sequence[int] | Tensor
 """How a user names tasks: one name or index for all samples, or one per sample."""

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pyarrow import ArrowException
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 Row = dict[str, Any]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lorachord.core.words import suggest
 from lorachord.data.files import SUFFIXES, Row, data_files, missing, read_rows
 from lorachord.data.task import Source, Task
+from lorachord.messages import suggest
 
 REQUIRED: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation")}
 LOCAL: dict[str, tuple[str, ...]] = {**REQUIRED, "val": ("val",), "test": ("test",)}

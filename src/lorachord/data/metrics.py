@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 Values = Sequence[Any] | NDArray[np.generic]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import Formatter
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 
 def default_template(num_texts: int, with_options: bool) -> str:

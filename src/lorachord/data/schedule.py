@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 SAMPLINGS = ("proportional", "temperature", "uniform", "round_robin")
 BATCHES = ("mixed", "one_task")

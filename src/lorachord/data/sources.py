@@ -16,12 +16,12 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset  # type: ignore[import-untyped]
 from datasets import List as ListOf
 
-from lorachord.core.words import suggest
 from lorachord.data.files import Row
 from lorachord.data.locate import REQUIRED, Opened, choose_splits, describe, open_local
-from lorachord.data.rows import Example, RowReader
+from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.split import FRACTION, cut, draw, place
 from lorachord.data.task import SPLITS, Source, Task
+from lorachord.messages import suggest
 
 SHUFFLE_BUFFER = 1000
 """Rows among which a stream is shuffled."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lorachord.core.words import suggest
 from lorachord.data.commonsense import COMMONSENSE
 from lorachord.data.glue import GLUE
 from lorachord.data.superni import SUPERNI
 from lorachord.data.task import Task, check_tasks
+from lorachord.messages import suggest
 
 SUITES: dict[str, tuple[Task, ...]] = {"glue": GLUE, "commonsense": COMMONSENSE, "superni": SUPERNI}
 

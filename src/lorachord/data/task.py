@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorachord.core.words import suggest
 from lorachord.data.metrics import METRICS, get_metric
 from lorachord.data.prompt import check_template, default_template
+from lorachord.messages import suggest
 
 DEFAULT_METRICS = {
     "classification": "accuracy",

@@ -17,7 +17,7 @@ from typing import final
 
 import torch
 
-from lorachord.core.settings import option
+from lorachord.core.config import option
 from lorachord.fusion.adapt import (
     clamp,
     combinations,

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lorachord.core.settings import option
+from lorachord.core.config import option
 from lorachord.fusion.lowrank import Update
 from lorachord.fusion.merged import Merged
 from lorachord.fusion.method import Data, FusionMethod

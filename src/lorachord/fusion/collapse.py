@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from lorachord.calibration.inputs import Limits, measure_inputs
-from lorachord.core.covariance import Covariance
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import option
+from lorachord.core.config import LayerSpec, option
+from lorachord.families.covariance import Covariance
 from lorachord.fusion.disentanglement import disentanglement, references, single
 from lorachord.fusion.lowrank import LowRank, Update
 from lorachord.fusion.merged import Merged

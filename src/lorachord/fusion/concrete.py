@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorachord.core.adapter import Frozen
+from lorachord.core.config import LayerSpec, option
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import option
+from lorachord.core.forward import Frozen
 from lorachord.fusion.adapt import (
     clamp,
     distinct,

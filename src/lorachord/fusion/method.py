@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from peft import PeftModel
 
-from lorachord.core.settings import Settings
+from lorachord.core.config import Settings
 from lorachord.fusion.inputs import Inputs
 from lorachord.fusion.merged import Merged, check_plain
 from lorachord.fusion.task_vectors import TaskVectors

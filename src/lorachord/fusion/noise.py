@@ -17,9 +17,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorachord.core.words import suggest
 from lorachord.fusion.lowrank import LowRank, truncate
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
+from lorachord.messages import suggest
 
 KINDS = ("gaussian", "worst")
 SHARE = 0.5

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lorachord.core.matrix import factors
 from lorachord.core.tasks import TaskNames
 from lorachord.fusion.checkpoints import Checkpoint
 from lorachord.fusion.heads import Heads, head_state, head_widths, with_heads
@@ -25,8 +26,8 @@ from lorachord.fusion.lowrank import LowRank
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.heads import add_heads, keep_head
 from lorachord.tuner import LorachordConfig
-from lorachord.tuner.config import check_weights
 from lorachord.tuner.layer import LorachordLinear, linear_features
+from lorachord.tuner.peft_config import check_weights
 
 
 def skeleton(model: nn.Module) -> Any:
@@ -187,7 +188,7 @@ def factors_of(model: PeftModel, task: str) -> dict[str, LowRank]:
     inner: nn.Module = model.get_base_model()
     for path, layer in inner.named_modules():
         if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
-            found[path] = LowRank(*layer.lorachord_adapter[name].factors(index))  # type: ignore[operator]
+            found[path] = LowRank(*factors(layer.lorachord_adapter[name], index))  # type: ignore[arg-type]
         elif isinstance(layer, LoraLayer):
             lora: Any = layer
             if name not in lora.lora_A or linear_features(lora.get_base_layer()) is None:

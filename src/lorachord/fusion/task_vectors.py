@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.words import suggest
 from lorachord.fusion.inputs import Inputs
 from lorachord.fusion.lowrank import LowRank, Update
+from lorachord.messages import suggest
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorachord.core.adapter import Adapter, Frozen
+from lorachord.core.adapter import Adapter
+from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import MethodConfig
+from lorachord.core.forward import Frozen
 from lorachord.fusion.lowrank import LowRank, Update
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked
 from lorachord.tuner.layer import LorachordLinear

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
-from lorachord.core.calibrated import FromConflict
-from lorachord.core.layer import LayerSpec
+from lorachord.core.config import LayerSpec, MethodConfig, RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.settings import MethodConfig, RankConfig, option
-from lorachord.core.task_core import TaskCore, task_matrices
+from lorachord.families.by_task import TaskCore, task_matrices
+from lorachord.families.calibrated import FromConflict
 
 
 @register

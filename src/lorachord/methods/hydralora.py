@@ -15,10 +15,10 @@ from typing import final
 import torch
 from torch import nn
 
+from lorachord.core.config import RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter
-from lorachord.core.routing import Router, RouterConfig
-from lorachord.core.settings import RankConfig, option
+from lorachord.families.routed import RoutedAdapter
+from lorachord.families.router import Router, RouterConfig
 
 
 @register

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from lorachord.core.adapter import Adapter
+from lorachord.core.config import RankConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import register
-from lorachord.core.settings import RankConfig
 
 
 @register

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
+from lorachord.core.config import RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter, require_top_k
-from lorachord.core.routing import Router, RouterConfig
-from lorachord.core.settings import RankConfig, option
+from lorachord.families.routed import RoutedAdapter, require_top_k
+from lorachord.families.router import Router, RouterConfig
 
 
 @register

@@ -14,20 +14,18 @@ q_k = p_A[s_A(k)] p_B[s_B(k)] (`scored`, a construction): the c_k sum to r as th
 Shapes: E factors in a pool, r of them chosen; B samples, L rows of one sample; F logits of one row.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from lorachord.core import init
+from lorachord.core.config import RankConfig, option
 from lorachord.core.context import Context
-from lorachord.core.pairs import choose_pairs
-from lorachord.core.prompt import PromptLevel
 from lorachord.core.registry import register
-from lorachord.core.settings import RankConfig, option
+from lorachord.families.by_prompt import PromptLevel
+from lorachord.kernels.pairs import choose_pairs
 
 
 @register
@@ -39,7 +37,6 @@ class MixLoRA(PromptLevel):
     """
 
     method = "mixlora"
-    neighbourly = True
     paper = "Conditional mixture of LoRA (arXiv 2402.15896)"
     parameters_formula = "num_experts*(d_in + d_out) + ((2 + r)*num_experts*d_in if selection == 'scored' else 0)"
 
@@ -69,11 +66,6 @@ class MixLoRA(PromptLevel):
     router: Tensor
     router_pairs: Tensor
 
-    @classmethod
-    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
-        fewest = min(cls.Config.from_dict({**options, "r": 1}).values_of("num_experts"))
-        return range(1, min(int(fewest), width) + 1)
-
     def build(self) -> None:
         config, layer = self.config, self.layer
         self.down = nn.Parameter(torch.empty(config.num_experts, layer.d_in))
@@ -101,19 +93,11 @@ class MixLoRA(PromptLevel):
     def core_weight(self) -> Tensor | None:
         return torch.cat([self.router, self.router_pairs, self.down]) if self.learns else None
 
-    def look(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        """x, and its mean over each prompt (B, D)."""
-        # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
-        if self.learns:
-            return self.prompt_mean(x, ctx)
-        with torch.no_grad():
-            return x, self.prompt_mean(x, ctx)[1]
-
-    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        routers, places = [one.router for one in group], [one.router_pairs for one in group]
+        # Not logits of rows and then their mean: on small layers a product with 2 E columns for each row is dear.
+        mean_BD = self.prompt_mean(x_BLX if self.learns else x_BLX.detach(), ctx)
         probe_BCD = self.core_probe(ctx) if self.learns else None
-        pools = [one.down for one in group]
-        chosen_YBEE = choose_pairs(x_BLX, routers, places, pools, probe_BCD, scored=self.learns).to(h_BLX.dtype)
-        of_layers = self.by_sample(h_BLX, len(x_BLX)).chunk(len(group), dim=-1)
-        return [torch.bmm(h_BLE, chosen_BEE) for h_BLE, chosen_BEE in zip(of_layers, chosen_YBEE, strict=True)]
+        weights = self.router, self.router_pairs, self.down
+        chosen_BEE = choose_pairs(mean_BD, *weights, probe_BCD, scored=self.learns).to(h_BLR.dtype)
+        return torch.bmm(self.by_sample(h_BLR, len(mean_BD)), chosen_BEE)

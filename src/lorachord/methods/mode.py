@@ -12,17 +12,16 @@ Differs from the authors' code, of which no release was at hand: written from th
 offered (the paper has none, nor has the default here).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
 
+from lorachord.core.config import option
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter
-from lorachord.core.routing import Router, RouterConfig
-from lorachord.core.settings import option
+from lorachord.families.routed import RoutedAdapter
+from lorachord.families.router import Router, RouterConfig
 
 
 @register
@@ -60,11 +59,6 @@ class MoDE(RoutedAdapter):
                     )
 
     config: Config
-
-    @classmethod
-    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
-        block = options.get("block", 1)
-        return range(block, width + 1, block)
 
     def build(self) -> None:
         config, layer = self.config, self.layer

@@ -14,11 +14,11 @@ Language Models" (arXiv 2402.12851). A_e is Kaiming-uniform, B_e zero.
 
 Differs from the authors' code, of which no release was at hand: written from the paper's description, and the defaults
 of both losses' weights, tau and the rank are ours. The contrastive loss is computed from the A_e x and the Gram matrix
-of the B_e (`core/contrast.py`), on at most `contrastive_tokens` tokens of each sequence, evenly spaced, and at most
+of the B_e (`kernels/contrast.py`), on at most `contrastive_tokens` tokens of each sequence, evenly spaced, and at most
 `contrastive_sequences` sequences of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lorachord.core.context import Context
-from lorachord.core.contrast import contrastive_loss, grams_of, spread_tokens
+from lorachord.core.config import RankConfig, option
+from lorachord.core.context import Context, PenaltyFrom
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter, require_top_k
-from lorachord.core.router_losses import losses_of
-from lorachord.core.routing import Router, RouterConfig, mask_of, mix
-from lorachord.core.settings import RankConfig, option
+from lorachord.core.rows import mask_of
+from lorachord.families.routed import RoutedAdapter, require_top_k
+from lorachord.families.router import Router, RouterConfig, router_losses
+from lorachord.kernels.contrast import contrastive_loss, grams_of, spread_tokens
 
 PAIRS_AT_ONCE = 2**20
 """Of outputs, in the contrastive losses of layers that are made in one go: few enough to stay in a large cache."""
@@ -101,70 +101,53 @@ class MoELoRA(RoutedAdapter):
         """The Gram matrix of the B_e, of which the contrastive loss is made."""
         return grams_of([self.up])[0] if self.config.contrastive else None
 
-    @classmethod
-    def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor] | None:
-        if not adapters[0].config.contrastive:
-            return None
-        return [gram_SS.unsqueeze(0) for gram_SS in grams_of([one.up for one in adapters])]
-
-    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
-        logits_BLX, routers = self.router.noisy(x_BLX), [one.router for one in group]
-        kept: Sequence[Kept | None] = [None] * len(group)
+        kept = None
         if not self.training or not self.config.contrastive:
-            mixed, *_ = mix(routers, h_BLX, logits_BLX, ctx)
+            mixed_BLS = self.router.gate(h_BLR, x_BLX, ctx).mixed_BLS
         else:
-            picked_C, rows_CM, valid_CM = self._places(h_BLX, ctx)
-            mixed, h, choices = mix(routers, h_BLX, logits_BLX, ctx, rows_CM)
-            choices = [choices_E1N.squeeze(1) for choices_E1N in choices]
-            grams = [one.shared_core(ctx) for one in group]
-            grams = [gram_XSS if len(gram_XSS) == 1 else gram_XSS[picked_C] for gram_XSS in grams]
-            kept = [Kept(*parts, valid_CM) for parts in zip(h, choices, grams, strict=True)]
+            picked_C, rows_CM, valid_CM = self._places(h_BLR, ctx)
+            found, gram_XSS = self.router.gate(h_BLR, x_BLX, ctx, rows_CM), self.shared_core(ctx)
+            assert found.sampled_BMR is not None
+            assert found.choices_EGN is not None
+            mixed_BLS, gram_XSS = found.mixed_BLS, gram_XSS if len(gram_XSS) == 1 else gram_XSS[picked_C]
+            kept = Kept(found.sampled_BMR, found.choices_EGN.squeeze(1), gram_XSS, valid_CM)
         # A recompute does as the pass did, and leaves what that has kept.
         if ctx.recording:
-            for one, own in zip(group, kept, strict=True):
-                one.kept = own
-        return mixed
+            self.kept = kept
+        return mixed_BLS
 
-    def _places(self, h_BLX: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Which sequences (C,) and which rows (C, M) the contrastive loss looks at, and which of these count."""
-        mask_BL, limits = mask_of(ctx, h_BLX), (self.config.contrastive_tokens, self.config.contrastive_sequences)
-        # The samples as the mask has them: a layer may see rows alone.
-        shape = h_BLX.shape[:2] if mask_BL is None else mask_BL.shape
-
-        def spread() -> tuple[Tensor, Tensor, Tensor]:
-            every_BL = torch.ones(shape, dtype=torch.bool, device=h_BLX.device) if mask_BL is None else mask_BL
-            return spread_tokens(every_BL, *limits)
-
-        near, key = ctx.neighbours, (mask_BL, shape, limits, h_BLX.device)
-        return spread() if near is None else near.once(key, spread)
-
-    def penalty(self) -> Tensor | None:
-        terms = self.penalties([self])
-        return torch.stack(terms).sum() if terms else None
+    def _places(self, h_BLR: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """The sequences (C,) and rows (C, M) that the contrastive loss looks at, and which of these count."""
+        mask_BL = mask_of(ctx, h_BLR)
+        if mask_BL is None:
+            mask_BL = torch.ones(h_BLR.shape[:2], dtype=torch.bool, device=h_BLR.device)
+        return spread_tokens(mask_BL, self.config.contrastive_tokens, self.config.contrastive_sequences)
 
     @classmethod
-    def penalties(cls, adapters: Sequence[Self]) -> list[Tensor]:
-        terms = losses_of([one.router for one in adapters])
+    def penalties(cls, layers: Sequence[Self]) -> Mapping[str, Tensor]:
         alike: dict[Any, list[Kept]] = {}
-        for one in adapters:
+        for one in layers:
             if one.kept is not None:
                 shapes = tuple((part.shape, part.dtype, part.device) for part in one.kept)
                 alike.setdefault((one.config, shapes), []).append(one.kept)
+        terms: list[Tensor] = []
         for (config, _), kept in alike.items():
             num_sequences, num_tokens = kept[0].valid_CM.shape
             num_layers = max(PAIRS_AT_ONCE // (num_sequences * (num_tokens * config.top_k) ** 2), 1)
             for start in range(0, len(kept), num_layers):
                 terms.append(config.contrastive * _contrast(config, kept[start : start + num_layers]))
-        return terms
+        contrastive = {"contrastive": torch.stack([term.to(terms[0].device) for term in terms]).sum()} if terms else {}
+        return {**router_losses([one.router for one in layers]), **contrastive}
 
     def __getstate__(self) -> dict[str, Any]:
         # As a router does not.
         return {**self.__dict__, "kept": None}
 
     @property
-    def records_penalty(self) -> bool:
-        return super().records_penalty or self.config.contrastive > 0
+    def penalty_from(self) -> PenaltyFrom:
+        return PenaltyFrom.PASS if self.config.contrastive else super().penalty_from
 
 
 def _contrast(config: MoELoRA.Config, layers: Sequence[Kept]) -> Tensor:

@@ -14,19 +14,17 @@ omega.
 Shapes: r1 rows of A, r2 columns of B; B samples, L rows of one sample; C = r1 r2 experts and clusters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
+from lorachord.core.config import MethodConfig, option
 from lorachord.core.context import Context
-from lorachord.core.prompt import PromptLevel
-from lorachord.core.rank_one import gate_rank_one
 from lorachord.core.registry import register
-from lorachord.core.settings import MethodConfig, option
+from lorachord.families.by_prompt import PromptLevel
+from lorachord.kernels.rank_one import gate_rank_one
 
 STEEPNESS = 100.0
 COSINES = 4.0
@@ -40,7 +38,6 @@ class MoR1E(PromptLevel):
     method = "mor1e"
     paper = "Intuition-MoR1E, T-REX (arXiv 2404.08985)"
     embeds = True
-    neighbourly = True
     rows_last = True
     parameters_formula = "(r1 + r1*r2)*d_in + r2*d_out + 2"
     no_decay = ("gate", "share")
@@ -82,22 +79,25 @@ class MoR1E(PromptLevel):
         return self.router
 
     def core_weight(self) -> Tensor:
-        """What the token's and the prompt's part of R are multiplied by (2,), sigmoid(100 g) among it."""
-        return self.core_weights([self])[0].squeeze(0)
+        """The factors of the token's and the prompt's part of R (2,), sigmoid(100 g) among them."""
+        gate, share = torch.sigmoid(STEEPNESS * torch.cat([self.gate, self.share])).unbind()
+        return gate * torch.stack([self.config.r1 * self.config.r2 * share, COSINES * (1 - share)])
 
     @classmethod
-    def core_weights(cls, adapters: Sequence[Self]) -> Sequence[Tensor]:
-        switches = torch.cat([*(one.gate for one in adapters), *(one.share for one in adapters)])
-        gate_Y, share_Y = torch.sigmoid(STEEPNESS * switches).chunk(2)
-        parts = adapters[0].config.r1 * adapters[0].config.r2 * share_Y, COSINES * (1 - share_Y)
-        weights_Y2 = gate_Y.unsqueeze(1) * torch.stack(parts, dim=1)
-        return list(weights_Y2.split(1))
+    def encoder(cls, config: MethodConfig) -> str:
+        assert isinstance(config, cls.Config)
+        return config.encoder
 
-    def cores(self, group: Sequence[Self], h_BLX: Tensor, x_BLX: Tensor | None, ctx: Context) -> Sequence[Tensor]:
+    @classmethod
+    def num_clusters(cls, config: MethodConfig) -> int:
+        assert isinstance(config, cls.Config)
+        return config.r1 * config.r2
+
+    def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
         if ctx.cosines_BC is None:
             raise ValueError(
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
-        h_BLX, logits_BLX = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLX, x_BLX))
-        return gate_rank_one(h_BLX, logits_BLX, ctx.cosines_BC, [one.shared_core(ctx) for one in group])
+        h_BLR, logits_BLC = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLR, x_BLX))
+        return gate_rank_one(h_BLR, logits_BLC, ctx.cosines_BC, self.shared_core(ctx))

@@ -20,11 +20,11 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from lorachord.core.config import RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.routed import RoutedAdapter, require_top_k
-from lorachord.core.routing import Router, RouterConfig
-from lorachord.core.settings import RankConfig, option
 from lorachord.core.steps import optimizer_steps
+from lorachord.families.routed import RoutedAdapter, require_top_k
+from lorachord.families.router import Router, RouterConfig
 
 
 @register

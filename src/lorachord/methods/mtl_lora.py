@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
+from lorachord.core.config import MethodConfig, RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.settings import RankConfig, option
-from lorachord.core.task_core import TaskCore, task_matrices
+from lorachord.families.by_task import TaskCore, task_matrices
 
 
 @register
@@ -64,6 +64,11 @@ class MTLLoRA(TaskCore):
         with torch.no_grad():
             self.transform.copy_(identity.expand_as(self.transform))
         init.kaiming_uniform_(self.mixture, fan_in=self.config.num_ups)
+
+    @classmethod
+    def accepts_unknown_tasks(cls, config: MethodConfig) -> bool:
+        assert isinstance(config, cls.Config)
+        return config.unknown_task == "mean"
 
     def matrices(self) -> Tensor:
         square_TRR = self.transform if self.transform.dim() == 3 else torch.diag_embed(self.transform)

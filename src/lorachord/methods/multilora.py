@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lorachord.core import init
 from lorachord.core.adapter import Adapter
+from lorachord.core.config import RankConfig, option
 from lorachord.core.context import Mixing
 from lorachord.core.registry import register
-from lorachord.core.settings import RankConfig, option
 
 
 @register

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core import init
-from lorachord.core.calibrated import FromInputs
-from lorachord.core.context import Mixing
-from lorachord.core.covariance import Covariance
-from lorachord.core.overlap import overlap
+from lorachord.core.config import MethodConfig, RankConfig, option
+from lorachord.core.context import Mixing, PenaltyFrom
 from lorachord.core.registry import register
-from lorachord.core.settings import MethodConfig, RankConfig, option
+from lorachord.families.calibrated import FromInputs
+from lorachord.families.covariance import Covariance
+from lorachord.kernels.overlap import overlap
 
 OVERSAMPLING, ITERATIONS = 8, 8
 """Of the randomised SVD: more directions than are kept, and passes over W0 C."""
@@ -117,10 +117,6 @@ class ThanoRA(FromInputs):
         self.up[:, : self.own] = self.up_start
 
     @classmethod
-    def possible_ranks(cls, options: Mapping[str, Any], num_tasks: int, width: int) -> range:
-        return range(max(1, num_tasks), width + 1)
-
-    @classmethod
     def from_inputs(
         cls, config: MethodConfig, weight_OD: Tensor, inputs: Sequence[Covariance]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -150,11 +146,15 @@ class ThanoRA(FromInputs):
         moved = self.up[:, : self.own] - self.up_start
         return torch.cat([moved, self.up[:, self.own :], self.up_start], dim=1)
 
-    def penalty(self) -> Tensor | None:
+    def penalty(self) -> dict[str, Tensor] | None:
         if not self.config.spr:
             return None
         sides = {"a": (self.down,), "b": (self.up.t(),), "both": (self.down, self.up.t())}
-        return overlap(sides[self.config.side], self.ranks, self.config.spr)
+        return {"subspace": overlap(sides[self.config.side], self.ranks, self.config.spr)}
+
+    @property
+    def penalty_from(self) -> PenaltyFrom:
+        return PenaltyFrom.WEIGHTS if self.config.spr else PenaltyFrom.NOTHING
 
 
 def share_ranks(r: int, entropies: Sequence[float], temperature: float) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 from lorachord.models.catalogue import CATALOGUE, Packaged
 from lorachord.models.folders import cache_folder, sha256_of, write_once
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 from lorachord.models.catalogue import CATALOGUE
 from lorachord.models.fetch import fetch
 from lorachord.models.folders import cache_folder, check_complete, sha256_of

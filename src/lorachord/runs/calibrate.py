@@ -12,17 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorachord.calibration import calibrate
-from lorachord.core.calibrated import Calibrated, FromInputs
-from lorachord.core.ranks import from_first
 from lorachord.core.registry import all_methods
 from lorachord.data.mixture import Rows
+from lorachord.distributed import from_first
+from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.runs.arguments import ranks
 from lorachord.runs.prepare import TaskSet
 from lorachord.runs.recipe import Recipe
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.losses import decoder_losses, encoder_losses
 from lorachord.tuner import Calibration
-from lorachord.tuner.calibration import PLAIN
+from lorachord.tuner.saved_calibration import PLAIN
 
 logger = logging.getLogger("lorachord")
 MAX_ROWS = 500

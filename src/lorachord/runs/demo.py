@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lorachord.core.words import table
+from lorachord.messages import table
 from lorachord.models.resolve import resolve
 from lorachord.runs import peft_only
 from lorachord.runs.folder import RunFolder

@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import nn
 
-from lorachord.core.words import suggest
 from lorachord.export import export_lora
 from lorachord.fusion import METHODS, FusionMethod, Merged, TaskVectors, merge_vectors
 from lorachord.fusion.merged import check_plain
 from lorachord.fusion.reading import check_number
 from lorachord.heads import heads_of
+from lorachord.messages import suggest
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
 from lorachord.runs.fusion_report import ADAPT_ON, How, compare, task_batches
 from lorachord.training.inputs import input_batches

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorachord.core.words import suggest, table
 from lorachord.fusion import Merged, TaskVectors
 from lorachord.fusion.arithmetic import average, task_arithmetic
 from lorachord.fusion.disentanglement import disentanglement, references, single
 from lorachord.fusion.inputs import Inputs
+from lorachord.messages import suggest, table
 from lorachord.runs.adapters import Tasks
 from lorachord.runs.scores import report, save_scored, score_task
 from lorachord.training.inputs import input_batches

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from lorachord.core.words import suggest
 from lorachord.data.lab import Lab, lab_contradiction, lab_dominance
 from lorachord.data.suites import get_suite
 from lorachord.data.task import Task, check_tasks
+from lorachord.messages import suggest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(ge=1)]

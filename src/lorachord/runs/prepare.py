@@ -17,13 +17,13 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from lorachord.attach import attach
 from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.adapter import Adapter
-from lorachord.core.calibrated import Calibrated
 from lorachord.core.registry import all_methods
-from lorachord.core.words import suggest
 from lorachord.data.sources import TaskData, from_rows, load_task
 from lorachord.data.split import cut
 from lorachord.data.task import Task
+from lorachord.families.calibrated import Calibrated
 from lorachord.heads import add_heads, begin_at
+from lorachord.messages import suggest
 from lorachord.models.load import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS

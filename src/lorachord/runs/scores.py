@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorachord.core.words import table
 from lorachord.data.task import Task
+from lorachord.messages import table
 from lorachord.training.scoring import Record, save_records, score_records, summarise
 
 NORMALISED = "prediction_normalised"

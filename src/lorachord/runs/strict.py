@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 Built = TypeVar("Built")
 Path = tuple[int | str, ...]

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 from lorachord.surgery.balance_rules import DWA, FAMO, Equal, Fixed, RunningScale, Uncertainty
 from lorachord.surgery.balancing import Balance, between
 from lorachord.surgery.popart import PopArt

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 from lorachord.surgery.balancing import Balance, between
 
 SMALLEST = 1e-8

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 
 class Balance(nn.Module, ABC):

@@ -21,8 +21,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorachord.core.words import suggest
 from lorachord.heads import heads_of, key
+from lorachord.messages import suggest
 from lorachord.surgery.balance_rules import RunningScale
 from lorachord.surgery.balancing import Balance, between
 

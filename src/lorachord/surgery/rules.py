@@ -21,7 +21,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
 Tasks = tuple[int, ...]
 REDUCTIONS = ("sum", "mean")

@@ -28,11 +28,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 from lorachord.surgery.rules import OrthoLora, Rule, Sum, Tasks, TorchJD, zoo_names
 from lorachord.surgery.significant import Significant
 from lorachord.surgery.task_grads import Key, MicroBatches, OnePass, TaskGradients
-from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.peft_config import LorachordConfig
 
 FACTORS = ("down", "up")
 """The parameters that are operated on."""

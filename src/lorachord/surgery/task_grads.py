@@ -1,7 +1,7 @@
 """The gradients of T tasks of an adapter's parameters, at the price of one backward pass.
 
 One mixed batch, one forward, one backward: samples of different tasks do not meet inside a layer, so the kernel
-hands out the gradient of each task by its rows (see `core/lowrank.py`). What it hands out is the gradient of an
+hands out the gradient of each task by its rows (see `kernels/linear.py`). What it hands out is the gradient of an
 *effective* weight (A', B', a router's, a core's); it is pulled back to the parameters by a vector-Jacobian product per
 task, which is nothing where the effective weight is the parameter itself.
 
@@ -19,9 +19,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.adapter import Adapter, Frozen
+from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
+from lorachord.core.forward import Frozen
 from lorachord.tuner.layer import LorachordLinear
+from lorachord.tuner.walk import states_of
 
 
 def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
@@ -176,7 +178,11 @@ class MicroBatches(TaskGradients):
 
     def __init__(self, model: nn.Module, num_tasks: int) -> None:
         super().__init__(model, num_tasks)
-        self.sums = self._zeros()
+        self.sums, self.states = self._zeros(), states_of(model)
+
+    def _count_as_trained(self, trained: bool) -> None:
+        for state in self.states:
+            state.trained = trained
 
     def _zeros(self) -> dict[Key, Tensor]:
         return {key: p.new_zeros(self.num_tasks, *p.shape) for key, p in self.parameters.items()}
@@ -187,8 +193,11 @@ class MicroBatches(TaskGradients):
             if parameter.grad is not None:
                 self.sums[key][task] += parameter.grad
                 parameter.grad = None
+        # Penalties may be asked for once in a step, which several passes are here.
+        self._count_as_trained(False)
 
     def collect(self) -> dict[Key, Tensor]:
+        self._count_as_trained(True)
         found, self.sums = self.sums, self._zeros()
         return found
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorachord.core.ranks import from_first
 from lorachord.data.mixture import Rows
+from lorachord.distributed import from_first
 from lorachord.models.load import load_encoder
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
 from lorachord.tuner.embedding import base_embedding
-from lorachord.tuner.intuition import embed_prompts, encoder_of, fit_intuition, has_centroids
+from lorachord.tuner.prompt_clusters import embed_prompts, encoder_of, fit_intuition, has_centroids
 
 EMBEDDING = "embedding"
 Embedder = Callable[[Sequence[Example]], Sequence[Tensor]]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lorachord.core.ranks import is_sharded
+from lorachord.distributed import is_sharded
 from lorachord.surgery.surgeon import Surgeon
 
 

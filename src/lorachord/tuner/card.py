@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig
@@ -11,32 +12,28 @@ from peft import PeftConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 
-if TYPE_CHECKING:
-    from lorachord.tuner.config import LorachordConfig
 
-
-def write_card(folder: Path, config: LorachordConfig) -> None:
+def write_card(folder: Path, config: PeftConfig, method: str, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
     """Write `README.md` for a saved adapter."""
-    method = get_method(config.method)
-    task_rows = "".join(f"{index}. {name}\n" for index, name in enumerate(config.tasks or ()))
+    cls = get_method(method)
+    task_rows = "".join(f"{index}. {name}\n" for index, name in enumerate(tasks))
     by_module = "by module, see adapter_config.json"
-    shown = {key: by_module if isinstance(value, dict) else value for key, value in config.options.items()}
-    options = "".join(f"| {key} | {value} |\n" for key, value in sorted(shown.items()))
+    shown = {key: by_module if isinstance(value, dict) else value for key, value in options.items()}
+    option_rows = "".join(f"| {key} | {value} |\n" for key, value in sorted(shown.items()))
     example = (
         "import lorachord  # registers the adapter type with PEFT\n"
         "from peft import PeftModel\n\n"
         f'model = PeftModel.from_pretrained(base, "{folder.name}")\n'
     )
-    if method.mixing is Mixing.TASK:
-        task = (config.tasks or [""])[0]
-        example += f'with lorachord.on_task(model, "{task}"):\n    output = model(**batch)\n'
+    if cls.mixing is Mixing.TASK:
+        example += f'with lorachord.on_task(model, "{tasks[0]}"):\n    output = model(**batch)\n'
     _write(
         folder,
         config,
-        f"# LoRAchord adapter: {config.method}\n\nMethod: {method.paper}. Base model: {_base(config)}.\n\n"
+        f"# LoRAchord adapter: {method}\n\nMethod: {cls.paper}. Base model: {_base(config)}.\n\n"
         f"## Use\n\n```python\n{example}```\n\n"
         + (f"## Tasks, in the order of the stacked parameters\n\n{task_rows}\n" if task_rows else "")
-        + f"## Options\n\n| option | value |\n|---|---|\n{options}",
+        + f"## Options\n\n| option | value |\n|---|---|\n{option_rows}",
     )
 
 

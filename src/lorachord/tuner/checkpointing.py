@@ -9,12 +9,11 @@ of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from lorachord.core.context import NO_CONTEXT
-
-if TYPE_CHECKING:
-    from lorachord.tuner.state import SharedState
+from lorachord.core.context import NO_CONTEXT, Context
+from lorachord.tuner.state import SharedState
 
 
 class TaskCheckpoint:
@@ -30,16 +29,14 @@ class TaskCheckpoint:
         self.state = state
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        recall = _Recall(function, self.state, own_graph=is_reentrant(self.checkpoint))
-        return self.checkpoint(recall, *args, **kwargs)
+        return self.checkpoint(_Recall(function, self.state), *args, **kwargs)
 
 
 class _Recall:
     """Calls a function; again (in recomputes) under the first call's contexts, recording nothing."""
 
-    def __init__(self, function: Callable[..., Any], state: SharedState, own_graph: bool) -> None:
+    def __init__(self, function: Callable[..., Any], state: SharedState) -> None:
         self.function = function
-        self.own_graph = own_graph
         self.state = state
         self.contexts = state.contexts
         self.called = False
@@ -47,14 +44,15 @@ class _Recall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         again, self.called = self.called, True
         current = self.state.contexts
-        self.state.contexts = {
-            name: self.contexts.get(name, NO_CONTEXT).apart(recording=not again, own_graph=self.own_graph)
-            for name in self.state.task_names
-        }
+        self.state.contexts = {name: self._context(name, again) for name in self.state.task_names}
         try:
             return self.function(*args, **kwargs)
         finally:
             self.state.contexts = current
+
+    def _context(self, name: str, again: bool) -> Context:
+        context = self.contexts.get(name, NO_CONTEXT)
+        return replace(context, recording=context.recording and not again)
 
 
 def is_reentrant(checkpoint: Callable[..., Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorachord.core.layer import LayerSpec
+from lorachord.core.config import LayerSpec
 
 NUM_LAYERS, NUM_WEIGHTS = 4, 8
 OTHER_BASE, OTHER_CHECKPOINT = 0.5, 0.02

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -14,11 +14,11 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.core.adapter import Adapter, Frozen
+from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
-
-if TYPE_CHECKING:
-    from lorachord.tuner.state import SharedState
+from lorachord.core.forward import Frozen
+from lorachord.core.matrix import delta, require_matrix
+from lorachord.tuner.state import SharedState
 
 
 def linear_features(module: nn.Module) -> tuple[int, int] | None:
@@ -137,14 +137,19 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
 
     def require_matrix(self, adapter: str) -> None:
         """Raise a ValueError if `get_delta_weight` would: an input-routed method, or a task needed and not named."""
-        self.lorachord_adapter[adapter].require_matrix(self._named_task(adapter))  # type: ignore[operator]
+        require_matrix(type(self._adapter(adapter)), self._named_task(adapter))
 
     def _named_task(self, name: str) -> int | None:
         return self.shared.named.get(name, NO_CONTEXT).single_task
 
     def _delta(self, name: str, task: int | None) -> Tensor:
-        delta: Tensor = self.lorachord_adapter[name].delta(task)  # type: ignore[operator]
-        return delta.t() if isinstance(self.get_base_layer(), Conv1D) else delta
+        update_OD = delta(self._adapter(name), task)
+        return update_OD.t() if isinstance(self.get_base_layer(), Conv1D) else update_OD
+
+    def _adapter(self, name: str) -> Adapter:
+        adapter = self.lorachord_adapter[name]
+        assert isinstance(adapter, Adapter)
+        return adapter
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the named (default: the active) adapters to the base weight.

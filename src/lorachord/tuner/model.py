@@ -10,15 +10,17 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
-from lorachord.core.layer import LayerSpec
-from lorachord.core.prompt import PromptLevel
+from lorachord.core.config import LayerSpec
 from lorachord.core.registry import get_method
-from lorachord.core.words import suggest
-from lorachord.tuner.config import LorachordConfig
+from lorachord.families.by_prompt import PromptLevel
+from lorachord.messages import suggest
 from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.state import SharedState, adapted_layers, states_of
+from lorachord.tuner.passes import install, uninstall
+from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.state import SharedState
 from lorachord.tuner.targets import plan
+from lorachord.tuner.walk import adapted_layers, states_of
 
 CONTAINER = "lorachord_adapter"
 
@@ -60,7 +62,7 @@ class LorachordModel(BaseTuner):
         self._layers: dict[str, LayerSpec] = {layer.name: layer for layer in layers}
         self._shared = next((layer.shared for layer in adapted_layers(model)), None) or SharedState()
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
-        self._shared.add_adapter(model, adapter_name, config)
+        install(model, self._shared, adapter_name, config)
 
     def _create_and_replace(
         self,
@@ -97,9 +99,7 @@ class LorachordModel(BaseTuner):
         """Delete an adapter; its tasks are forgotten with it."""
         super().delete_adapter(adapter_name)
         for shared in states_of(self.model):
-            shared.task_names.pop(adapter_name, None)
-            shared.prompts.forget(adapter_name)
-            shared.groups.pop(adapter_name, None)
+            shared.forget(adapter_name)
 
     def _check_merge_allowed(self) -> None:
         """PEFT's check knows no adapter names; `check_merge`, which does, has been called before."""
@@ -131,10 +131,8 @@ class LorachordModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self.check_merge(adapter_names)
-        shared = states_of(self.model)
         model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)  # type: ignore[assignment]
-        for state in shared:
-            state.uninstall(model)
+        uninstall(model)
         return model
 
     @classmethod

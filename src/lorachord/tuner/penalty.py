@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lorachord.core.adapter import Adapter
-from lorachord.tuner.state import adapted_layers
+from lorachord.families.joint_penalty import JointPenalty
+from lorachord.tuner.walk import adapted_layers, states_of
 
 
 def penalty(model: nn.Module) -> Tensor:
@@ -17,20 +20,45 @@ def penalty(model: nn.Module) -> Tensor:
     Raises:
         ValueError: a penalty was recorded without a graph, as under reentrant gradient checkpointing.
     """
+    terms = list(penalties(model).values())
+    if not terms:
+        return torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def penalties(model: nn.Module) -> dict[str, Tensor]:
+    """The parts of `penalty` by name (`balance`, `z`, `contrastive`, `subspace`, ...), summed over layers.
+
+    A penalty that its method gives no name has the method's.
+
+    Raises:
+        ValueError: as `penalty`.
+    """
+    for state in states_of(model):
+        state.penalty_asked = True
     alike: dict[tuple[type[Adapter], bool], list[Adapter]] = {}
     for layer in adapted_layers(model):
         for adapter in layer.active():
             trains = any(parameter.requires_grad for parameter in adapter.parameters())
             alike.setdefault((type(adapter), trains), []).append(adapter)
-    terms = []
+    terms: dict[str, list[Tensor]] = {}
     for (method, trains), adapters in alike.items():
-        for term in method.penalties(adapters):
+        for name, term in _of_layers(method, adapters):
             if trains and torch.is_grad_enabled() and not term.requires_grad:
                 raise ValueError(
                     f"A penalty of {method.method} was recorded without a graph and would train nothing. It was made "
                     "under torch.no_grad() or reentrant gradient checkpointing; use use_reentrant=False."
                 )
-            terms.append(term)
-    if not terms:
-        return torch.zeros((), device=next(model.parameters()).device)
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+            terms.setdefault(name, []).append(term)
+    return {name: torch.stack([term.to(own[0].device) for term in own]).sum() for name, own in terms.items()}
+
+
+def _of_layers(method: type[Adapter], adapters: Sequence[Adapter]) -> list[tuple[str, Tensor]]:
+    if issubclass(method, JointPenalty):
+        return list(method.penalties(adapters).items())  # type: ignore[arg-type]
+    found: list[tuple[str, Tensor]] = []
+    for adapter in adapters:
+        own = adapter.penalty()
+        if own is not None:
+            found += own.items() if isinstance(own, Mapping) else [(method.method, own)]
+    return found

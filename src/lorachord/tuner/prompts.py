@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,11 @@ from transformers.utils.generic import ModelOutput
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Context
-from lorachord.core.devices import moved
-from lorachord.core.prompt import PromptLevel
-from lorachord.core.reading import Reading
+from lorachord.core.registry import get_method
+from lorachord.families.by_prompt import PromptLevel
+from lorachord.kernels.devices import moved
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
-
-if TYPE_CHECKING:
-    from lorachord.tuner.config import LorachordConfig
+from lorachord.tuner.peft_config import LorachordConfig
 
 IGNORED = -100
 """transformers' label of a token that no loss is taken of."""
@@ -69,7 +67,7 @@ class Prompts:
         self.configs[name] = config
         looking = next((adapter for adapter in adapters if isinstance(adapter, PromptLevel)), None)
         if looking is not None:
-            self.encoders[name] = config.options["encoder"] if looking.embeds else None
+            self.encoders[name] = looking.encoder(config.method_config) if looking.embeds else None
         if config.centroids is not None:
             self.centroids[name] = unpack(config.centroids)
 
@@ -81,9 +79,11 @@ class Prompts:
 
     def fit(self, name: str, embeddings_NF: Tensor, seed: int) -> Tensor:
         """Cluster the embeddings of an adapter's training prompts; the centroids are saved with its config."""
-        options = self.configs[name].options
-        self.centroids[name] = cluster(embeddings_NF, options["r1"] * options["r2"], seed)
-        self.configs[name].centroids = pack(self.centroids[name])
+        config = self.configs[name]
+        method = get_method(config.method)
+        assert issubclass(method, PromptLevel)
+        self.centroids[name] = cluster(embeddings_NF, method.num_clusters(config.method_config), seed)
+        config.centroids = pack(self.centroids[name])
         return self.centroids[name]
 
     def settle(
@@ -119,7 +119,6 @@ class Prompts:
                 contexts.get(name, NO_CONTEXT),
                 prompt_mask_BL=mask_BL,
                 cosines_BC=cosines_BC,
-                reading=Reading(),
                 kept={} if keeps else None,
                 recalled=None,
             )

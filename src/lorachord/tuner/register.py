@@ -7,7 +7,7 @@ string in PEFT's mappings would serve `get_peft_model`, but transformers' `load_
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
-from lorachord.tuner.config import PEFT_NAME, LorachordConfig
+from lorachord.tuner.peft_config import PEFT_NAME, LorachordConfig
 
 
 def add_member() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lorachord.core.routing import Router, share
-from lorachord.tuner.state import adapted_layers
+from lorachord.families.router import Router, share
+from lorachord.tuner.walk import adapted_layers
 
 
 def router_load(model: nn.Module, *, forget: bool = False) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lorachord.core.config import LayerSpec
 from lorachord.core.context import Mixing
-from lorachord.core.layer import LayerSpec
 from lorachord.core.registry import get_method
-from lorachord.tuner.config import LorachordConfig
 from lorachord.tuner.layer import LorachordLinear, linear_features
+from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import HEADS, SharedState
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lorachord.data.rows import Example, RowReader
+from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.task import Source, Task
 from tests.unit.data.helpers import task
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from lorachord.data.files import read_rows
-from lorachord.data.rows import RowReader
+from lorachord.data.row_reader import RowReader
 from lorachord.data.sources import from_rows, load_task
 from lorachord.data.suites import SUITES, get_suite
 from lorachord.data.task import Task

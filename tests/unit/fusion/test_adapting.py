@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.core.layer import LayerSpec
+from lorachord.core.config import LayerSpec
 from lorachord.fusion import RMTLLMF, AdaMerging, Collapse, Concrete, FusionMethod, Merged, Ties, merge_vectors
 from lorachord.fusion.adamerging import elected
 from lorachord.fusion.arithmetic import elect, task_arithmetic, trim

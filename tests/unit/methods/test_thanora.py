@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 import lorachord as lc
-from lorachord.core.covariance import Exact
 from lorachord.core.tasks import TaskNames
+from lorachord.families.covariance import Exact
 from lorachord.methods.thanora import ThanoRA, blocks, share_ranks
 from tests.reference import thanora
 from tests.tiny_models import perturb, tiny
@@ -79,33 +79,33 @@ def test_the_penalty_is_that_of_the_reference_with_its_gradients(side: str, init
         found = torch.autograd.grad(value, [adapter.down, adapter.up], allow_unused=True, materialize_grads=True)
         return list(found)
 
-    ours = adapter.penalty()
+    ours = adapter.penalty()["subspace"]
     expected = thanora.spr(adapter.down, adapter.up, [4, 1, 3], {"a": "A", "b": "B"}.get(side, side), 0.7)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(grads(3 * ours), grads(3 * expected))
     # The cooperative block is not its business.
-    for gradient in (grads(adapter.penalty())[0][8:], grads(adapter.penalty())[1][:, 8:]):
+    for gradient in (grads(adapter.penalty()["subspace"])[0][8:], grads(adapter.penalty()["subspace"])[1][:, 8:]):
         assert not gradient.any()
 
 
 def test_the_penalty_is_finite_where_b_is_zero_and_no_smaller_where_factors_shrink() -> None:
     adapter = made(4, r=9, init="kaiming", side="both").train()
-    adapter.penalty().backward()
+    adapter.penalty()["subspace"].backward()
     assert adapter.up.grad.isfinite().all()
     perturb(adapter, scale=2.0)
-    before = adapter.penalty()
+    before = adapter.penalty()["subspace"]
     with torch.no_grad():
         adapter.down *= 0.1
         adapter.up *= 0.1
-    torch.testing.assert_close(adapter.penalty(), before, rtol=1e-3, atol=0)
+    torch.testing.assert_close(adapter.penalty()["subspace"], before, rtol=1e-3, atol=0)
     assert made(4, r=9, spr=0.0).penalty() is None
 
 
 def test_the_penalty_is_taken_in_float32_under_autocast() -> None:
     adapter = made(3, r=9, side="both").float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = adapter.penalty()
-    assert torch.equal(found, adapter.penalty())
+        found = adapter.penalty()["subspace"]
+    assert torch.equal(found, adapter.penalty()["subspace"])
 
 
 def test_small_steps_from_a_large_start_survive_bfloat16() -> None:

@@ -1,4 +1,4 @@
-"""Configuration of a method: frozen dataclasses whose fields carry their own checks.
+"""Where an adapter sits, and the configuration of a method: frozen dataclasses whose fields carry their own checks.
 
 A field may hold one value, or, where it is declared `per_layer`, a tuple of values that is spread evenly over the
 transformer blocks: `(2, 4, 6, 8)` on 32 blocks gives 2 to the first eight, 4 to the next eight, and so on. Where it is
@@ -10,14 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import Self
 
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
 
-if TYPE_CHECKING:
-    from lorachord.core.layer import LayerSpec
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Where an adapter sits: one linear layer of the base model.
+
+    Attributes:
+        name: the module's name in the base model.
+        index: the transformer block that it belongs to, from 0.
+        num_layers: how many blocks there are.
+        d_in, d_out: features of its input and output.
+    """
+
+    name: str
+    index: int
+    num_layers: int
+    d_in: int
+    d_out: int
 
 
 def option(

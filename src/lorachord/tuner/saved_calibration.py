@@ -15,12 +15,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorachord.core.calibrated import Calibrated, FromInputs
 from lorachord.core.registry import get_method
-from lorachord.tuner.config import LorachordConfig
+from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.tuner.fingerprint import check_base, fingerprint
-from lorachord.tuner.state import adapted_layers
+from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.targets import plan
+from lorachord.tuner.walk import adapted_layers
 
 PLAIN, TENSORS = "calibration.json", "calibration.safetensors"
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type")

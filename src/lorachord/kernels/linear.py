@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorachord.core.devices import moved, on_cpu
+from lorachord.kernels.devices import moved, on_cpu
 
 Runs = tuple[tuple[int, int, int], ...]
 
@@ -243,8 +243,8 @@ def rows_linear(
 def inner_products(
     dropped: Tensor,
     x: Tensor,
-    downs: Sequence[Tensor],
-    routers: Sequence[Tensor],
+    down_RD: Tensor,
+    router_ED: Tensor | None,
     probe_TXD: Tensor | None,
     row_runs: Runs | None,
     *,
@@ -256,35 +256,34 @@ def inner_products(
     Args:
         dropped: (..., D), `drop(x)`; the same object as `x` where nothing is dropped: then both are one product.
         x: (..., D), in the dtype to compute in.
-        downs, routers: A' and W; those of several adapters stand one below the other.
+        down_RD, router_ED: A' and W.
         probe_TXD, row_runs: as in `rows_linear`, for A' with W below it.
-        through: whether all else that is made of x is made of the x that is returned, by what gives its gradient away:
-            that of the products is then added to it in place, which saves a pass over it. An accelerator leaves it as
-            it is, and so does dropout.
-        rows_last: whether what comes out may lie in memory with its rows last, the way that routing likes it; so does
-            its gradient then. An accelerator leaves this as it is, and so does dropout.
+        through: whether all else that is made of x is made of the x that is returned, by a function that gives its
+            gradient away: that of the products is then added to it in place, which saves a pass over it. An accelerator
+            ignores it, and so does dropout.
+        rows_last: whether the results may lie in memory with their rows last, as routing likes it; so does their
+            gradient then. An accelerator ignores it, and so does dropout.
     """
-    downs, routers = ([weight.to(x.dtype) for weight in weights] for weights in (downs, routers))
-    num_rows = sum(len(down_RD) for down_RD in downs)
+    down_RD, router_ED = down_RD.to(x.dtype), None if router_ED is None else router_ED.to(x.dtype)
     if dropped is not x:
         # The router looks at all of x.
-        down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.tensor_split((num_rows,), dim=1)
-        h = rows_linear(dropped, _stacked(downs), probe_TOI=down_TRD, row_runs=row_runs)
-        if not routers:
+        down_TRD, router_TED = (None, None) if probe_TXD is None else probe_TXD.tensor_split((len(down_RD),), dim=1)
+        h = rows_linear(dropped, down_RD, probe_TOI=down_TRD, row_runs=row_runs)
+        if router_ED is None:
             return h, None, x
-        return h, rows_linear(x, _stacked(routers), probe_TOI=router_TED, row_runs=row_runs), x
-    weights = [*downs, *routers]
+        return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs), x
+    weights = [down_RD] if router_ED is None else [down_RD, router_ED]
     if probe_TXD is not None:
         # As in `rows_linear`.
         weights, probe_TXD = [weight.detach() for weight in weights], probe_TXD.to(x.dtype)
     elif not on_cpu(x):
         y = rows_linear(x, _stacked(weights))
-        if not routers:
+        if router_ED is None:
             return y, None, x
-        h, logits = y.tensor_split((num_rows,), dim=-1)
+        h, logits = y.tensor_split((len(down_RD),), dim=-1)
         return h, logits, x
     through = through and x.requires_grad and torch.is_grad_enabled()
-    h, logits, passed = _Inner.apply(x, num_rows, probe_TXD, row_runs, through, rows_last, *weights)
+    h, logits, passed = _Inner.apply(x, len(down_RD), probe_TXD, row_runs, through, rows_last, *weights)
     return h, logits, passed if through else x
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lorachord.tuner.passes import passes_of
 from lorachord.tuner.prompts import Given
-from lorachord.tuner.state import SharedState, active_adapters, states_of
+from lorachord.tuner.state import SharedState
+from lorachord.tuner.walk import active_adapters, states_of
 
 
 def fit_intuition(model: nn.Module, prompts: Iterable[Mapping[str, Tensor]] | Tensor, *, seed: int = 0) -> Tensor:
@@ -48,7 +50,7 @@ def embed_prompts(model: nn.Module, inputs: Mapping[str, Tensor], prompt_mask: T
         prompt_mask: True for the tokens of the prompt (B, L). Default: by `labels`, or all that are not padding.
     """
     state, _ = _looking(model)
-    root = next(module for module in model.modules() if state.hooks_of(module))
+    root = next(module for module in model.modules() if passes_of(module) is not None)
     given, state.prompts.given = state.prompts.given, Given(prompt_mask)
     try:
         return state.prompts.embed(root, inputs, state.prompts.mask_of(root, inputs))

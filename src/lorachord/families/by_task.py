@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lorachord.core.adapter import Adapter
-from lorachord.core.blocks import block_tasks
 from lorachord.core.context import Context, Mixing
 
 
@@ -53,6 +52,14 @@ class TaskCore(Adapter):
             return None
         matrix_URS = matrix_TSR.index_select(0, tasks_U).mT
         return (matrix_URS.reshape(-1, wide) @ up_OS.t()).view(len(tasks_U), rank, -1)
+
+
+def block_tasks(ctx: Context) -> Tensor:
+    """The task of each block (U,): where all runs of a pass are of one length a block is a run, else a sample."""
+    assert ctx.task_ids_B is not None
+    assert ctx.runs is not None
+    lengths = {stop - start for _, start, stop in ctx.runs}
+    return ctx.task_ids_B[:: lengths.pop()] if len(lengths) == 1 else ctx.task_ids_B
 
 
 def task_matrices(transform_TRR: Tensor, mixture_TP: Tensor, temperature: float) -> Tensor:

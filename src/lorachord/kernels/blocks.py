@@ -10,16 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorachord.core.context import Context
-from lorachord.core.devices import on_cpu
-
-
-def block_tasks(ctx: Context) -> Tensor:
-    """The task of each block (U,): where all runs of a pass are of one length a block is a run, else a sample."""
-    assert ctx.task_ids_B is not None
-    assert ctx.runs is not None
-    lengths = {stop - start for _, start, stop in ctx.runs}
-    return ctx.task_ids_B[:: lengths.pop()] if len(lengths) == 1 else ctx.task_ids_B
+from lorachord.kernels.devices import on_cpu
 
 
 def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float, *, overwrite: bool = False) -> Tensor:

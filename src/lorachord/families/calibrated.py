@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lorachord.core.adapter import Adapter
-from lorachord.core.covariance import Covariance
-from lorachord.core.layer import LayerSpec
-from lorachord.core.settings import MethodConfig
+from lorachord.core.config import LayerSpec, MethodConfig
+from lorachord.families.covariance import Covariance
 
 
 class Calibrated(Adapter, ABC):

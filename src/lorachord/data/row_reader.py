@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from lorachord.core.words import suggest
 from lorachord.data.task import Source, Task
+from lorachord.messages import suggest
 
 Example = dict[str, Any]
 

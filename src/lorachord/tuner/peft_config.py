@@ -11,11 +11,12 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
+from lorachord.core.config import MethodConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
-from lorachord.core.settings import MethodConfig
 from lorachord.core.tasks import TaskNames
-from lorachord.core.words import suggest
+from lorachord.messages import suggest
+from lorachord.tuner.card import write_card
 
 FORMAT_VERSION = 1
 PEFT_NAME = "LORACHORD"
@@ -80,7 +81,8 @@ class LorachordConfig(PeftConfig):
     @property
     def task_names(self) -> TaskNames:
         """The tasks in the order of the stacked parameters."""
-        return TaskNames(tuple(self.tasks or ()), accepts_unknown=self.options.get("unknown_task") == "mean")
+        accepts_unknown = get_method(self.method).accepts_unknown_tasks(self.method_config)
+        return TaskNames(tuple(self.tasks or ()), accepts_unknown=accepts_unknown)
 
     @property
     def method_config(self) -> MethodConfig:
@@ -120,9 +122,7 @@ class LorachordConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the config, with sorted lists in place of sets and the model card beside it."""
         super().save_pretrained(save_directory, **kwargs)
-        from lorachord.tuner.card import write_card
-
-        write_card(Path(save_directory), self)
+        write_card(Path(save_directory), self, self.method, self.tasks or (), self.options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorachord.core.devices import moved
-from lorachord.core.lowrank import weight_gradient
-from lorachord.core.precision import without_autocast
-from lorachord.core.ranks import across_ranks
+from lorachord.distributed import across_ranks
+from lorachord.kernels.devices import moved, without_autocast
+from lorachord.kernels.linear import weight_gradient
 
 EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from lorachord.core import blocks, lowrank
-from lorachord.core.blocks import blocks_linear
-from lorachord.core.lowrank import NARROW, inner_products, rows_linear
+from lorachord.kernels import blocks, linear
+from lorachord.kernels.blocks import blocks_linear
+from lorachord.kernels.linear import NARROW, inner_products, rows_linear
 
 
 @pytest.fixture(autouse=True, params=["cpu", "accelerator"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU, and as on an accelerator."""
-    for module in (lowrank, blocks):
+    for module in (linear, blocks):
         monkeypatch.setattr(module, "on_cpu", lambda x: request.param == "cpu")
 
 
@@ -63,7 +63,7 @@ def test_writing_over_the_output_changes_no_number(kind: str, weight: tuple[int,
     arguments = x, w, out = rows(6, 3), rows(*weight), rows(6, 5)
     made = out * 1
     found, expected = add(kind, x, w, made, overwrite=True), add(kind, x, w, out, overwrite=False)
-    assert (found.data_ptr() == made.data_ptr()) == lowrank.on_cpu(x)
+    assert (found.data_ptr() == made.data_ptr()) == linear.on_cpu(x)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*[torch.autograd.grad(y.sin().sum(), arguments) for y in (found, expected)])
     # What is returned is no view to autograd: a model may go on in place.
@@ -76,7 +76,7 @@ def test_an_output_that_is_needed_to_go_back_is_not_silently_written_over(kind: 
     x, w, out = rows(6, 3), rows(*weight), rows(6, 5)
     # exp keeps its result.
     found = add(kind, x, w, out.exp(), overwrite=True)
-    if not lowrank.on_cpu(x):
+    if not linear.on_cpu(x):
         found.sum().backward()
         return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -171,7 +171,7 @@ def test_a_sees_what_is_left_and_the_router_all(
     probe = torch.zeros(2, 7 if routing else 3, 5, dtype=torch.float64, requires_grad=True) if probing else None
     runs = ((1, 0, 2), (0, 2, 6)) if probing else None
     options = {"through": through, "rows_last": rows_last}
-    h, logits, passed = inner_products(dropped, x, [down], [router] * routing, probe, runs, **options)
+    h, logits, passed = inner_products(dropped, x, down, router if routing else None, probe, runs, **options)
     torch.testing.assert_close(h, dropped @ down.T)
     assert torch.equal(passed, x)
     loss = (h * one).sum() + (passed * 1 * others).sum()
@@ -215,50 +215,50 @@ class _Given(torch.autograd.Function):
 def test_the_gradient_of_what_went_through_is_added_to_in_place(through: bool) -> None:
     _Given.grads = []
     x, down, reader = rows(6, 5), rows(3, 5), rows(4, 5)
-    h, _, passed = inner_products(given := _Given.apply(x), given, [down], [], None, None, through=through)
+    h, _, passed = inner_products(given := _Given.apply(x), given, down, None, None, None, through=through)
     made: list[torch.Tensor] = []
     read = passed @ reader.T
     read.grad_fn.register_hook(lambda inputs, outputs: made.append(inputs[0]))
     (h.sum() + read.sum()).backward()
-    in_place = through and lowrank.on_cpu(x)
+    in_place = through and linear.on_cpu(x)
     assert (_Given.grads[-1].data_ptr() == made[0].data_ptr()) == in_place
     torch.testing.assert_close(x.grad, (down.sum(0) + reader.sum(0)).expand(6, 5))
 
 
 @pytest.mark.parametrize("rows_last", [False, True])
 def test_rows_lie_in_memory_as_asked_and_so_do_their_gradients(rows_last: bool) -> None:
-    h, logits, _ = inner_products(x := rows(6, 5), x, [rows(3, 5)], [rows(4, 5)], None, None, rows_last=rows_last)
+    h, logits, _ = inner_products(x := rows(6, 5), x, rows(3, 5), rows(4, 5), None, None, rows_last=rows_last)
     assert logits is not None
     made: list[torch.Tensor] = []
     h.register_hook(made.append)
     rows_linear(h, rows(7, 3)).sum().backward()
-    turned = rows_last and lowrank.on_cpu(h)
+    turned = rows_last and linear.on_cpu(h)
     assert [part.stride(0) == 1 for part in (h, logits, *made)] == [turned] * 3
 
 
 def test_parts_side_by_side_are_not_copied_and_others_are() -> None:
     buffer = torch.arange(50.0, dtype=torch.float64).view(10, 5)
     first, second = buffer[:3].t(), buffer[3:7].t()
-    assert lowrank._side_by_side([first, second]).data_ptr() == buffer.data_ptr()
+    assert linear._side_by_side([first, second]).data_ptr() == buffer.data_ptr()
     shorter = torch.arange(8.0, dtype=torch.float64).view(2, 4).t()
     beside = [(first, second), (second, first), (first, buffer[4:7].t()), (first, buffer[3:7].t().clone())]
     beside += [(first.contiguous(), second), (first[:4], second[:4]), (first[:4], shorter)]
     for parts in beside:
-        assert torch.equal(lowrank._side_by_side(parts), torch.cat(parts, dim=1))
+        assert torch.equal(linear._side_by_side(parts), torch.cat(parts, dim=1))
 
 
 def test_nothing_goes_through_where_nothing_is_differentiated() -> None:
     x, down = rows(6, 5), rows(3, 5)
     with torch.no_grad():
-        assert inner_products(x, x, [down], [], None, None, through=True)[2] is x
+        assert inner_products(x, x, down, None, None, None, through=True)[2] is x
     x = x.detach()
-    assert inner_products(x, x, [down], [], None, None, through=True)[2] is x
+    assert inner_products(x, x, down, None, None, None, through=True)[2] is x
 
 
 @pytest.mark.parametrize("rows_last", [False, True])
 def test_second_derivatives_are_right_of_what_goes_through(rows_last: bool) -> None:
     def function(x: torch.Tensor, down: torch.Tensor, router: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
-        h, logits, passed = inner_products(x, x, [down], [router], None, None, through=True, rows_last=rows_last)
+        h, logits, passed = inner_products(x, x, down, router, None, None, through=True, rows_last=rows_last)
         assert logits is not None
         return h.sin().sum() + logits.cos().sum() + (passed @ reader).sin().sum()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorachord.core.precision import without_autocast
+from lorachord.kernels.devices import without_autocast
 
 EPSILON = 1e-6
 """Added to squared norms: a row of zeros has no direction."""

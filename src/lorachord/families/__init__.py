@@ -1,0 +1,1 @@
+"""The families of methods: the classes that methods derive from."""

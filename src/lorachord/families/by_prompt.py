@@ -1,0 +1,85 @@
+"""The base of methods that choose once for each prompt.
+
+Shapes: B samples, L rows of one sample, N = B * L rows; X features of a row.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.config import MethodConfig
+from lorachord.core.context import Context, Mixing
+from lorachord.core.rows import batch_of, laid_out
+from lorachord.kernels.devices import without_autocast
+
+
+class PromptLevel(Adapter):
+    """An adapter whose core depends on a sample's prompt, the same for all tokens that follow.
+
+    The prompt decides once: passes that go on from a cache use again the mean that the pass over the prompt has made.
+    So no choice depends on a token that is still to be written.
+
+    Attributes:
+        embeds: whether it looks at the embedding of the prompt (`ctx.cosines_BC`), or at its tokens' inputs alone.
+    """
+
+    mixing = Mixing.INPUT
+    embeds: ClassVar[bool] = False
+
+    @classmethod
+    def encoder(cls, config: MethodConfig) -> str:
+        """The model that embeds the prompts, where `embeds` is true. Default: `base`, the frozen base itself."""
+        return "base"
+
+    @classmethod
+    def num_clusters(cls, config: MethodConfig) -> int:
+        """The number of clusters of the training prompts' embeddings, where `embeds` is true. Default: 32."""
+        return 32
+
+    @final
+    def by_sample(self, rows: Tensor, num_samples: int) -> Tensor:
+        """Rows (..., X) by the samples of the pass, (B, L, X): several may have been taken as one whose task is common.
+
+        Raises:
+            ValueError: the rows do not divide among the samples.
+        """
+        num_rows = rows.numel() // rows.shape[-1]
+        if num_rows % num_samples:
+            raise ValueError(
+                f"{self.method} chooses for each sample, but {self.layer.name} got {num_rows} rows for {num_samples} "
+                "samples. Leave out layers that see the tokens in another order (exclude_modules)."
+            )
+        return laid_out(rows, (num_samples, num_rows // num_samples))
+
+    @final
+    def prompt_mean(self, x: Tensor, ctx: Context) -> Tensor:
+        """The mean of x (..., D) over the prompt: (B, D), in at least float32.
+
+        A layer that does not see the tokens one by one (a pooler) takes the mean over all rows of a sample. Of a sample
+        without a prompt it is 0.
+        """
+        mask_BL = ctx.prompt_mask_BL
+        num_samples = batch_of(x, ctx, self.layer.name)[0] if mask_BL is None else len(mask_BL)
+        rows_BLD = self.by_sample(x, num_samples)
+        if ctx.recalled is not None:
+            recalled_BD = ctx.recalled[self.layer.name]
+            return recalled_BD.repeat_interleave(len(rows_BLD) // len(recalled_BD), dim=0)
+        with without_autocast(x):
+            share_BL = _shares(rows_BLD, mask_BL)
+            mean_BD = torch.bmm(share_BL.unsqueeze(1), rows_BLD.to(share_BL.dtype)).squeeze(1)
+        if ctx.kept is not None:
+            ctx.kept[self.layer.name] = mean_BD
+        return mean_BD
+
+
+def _shares(rows_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+    """Each row's share in the mean over its sample's prompt; zeros for a sample without any."""
+    wide = torch.promote_types(rows_BLD.dtype, torch.float32)
+    if mask_BL is None or mask_BL.shape != rows_BLD.shape[:2]:
+        return rows_BLD.new_full(rows_BLD.shape[:2], 1 / max(rows_BLD.shape[1], 1), dtype=wide)
+    mask_BL = mask_BL.to(wide)
+    return mask_BL / mask_BL.sum(1, keepdim=True).clamp_min(1)

@@ -1,0 +1,1 @@
+"""Speed alone: the operations of the equation, each as one autograd function."""

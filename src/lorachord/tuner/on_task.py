@@ -1,0 +1,58 @@
+"""`on_task`: the tasks and prompts of the forward passes in a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lorachord.core.tasks import Tasks
+from lorachord.tuner.prompts import Given
+from lorachord.tuner.state import HEADS
+from lorachord.tuner.walk import active_adapters, modules_of, states_of
+
+
+@contextmanager
+def on_task(
+    model: nn.Module, tasks: Tasks | None, *, prompt_mask: Tensor | None = None, embedding: Tensor | None = None
+) -> Iterator[None]:
+    """Within this block, the samples of every forward pass through `model` have these tasks.
+
+    The backward pass may lie outside the block, also under gradient checkpointing, whose recompute sees the tasks of
+    its own forward. Blocks may be nested; the inner one counts. Methods without task-dependent parts accept it too.
+
+    Args:
+        model: a model with an adapter, however wrapped.
+        tasks: a task name or index for the whole batch; or one per sample, as a list of names or of indices, or as a
+            LongTensor (B,). Indices are positions in the adapter's task list. None beside one of the others leaves the
+            tasks as they are.
+        prompt_mask: for methods that choose once for each prompt: True for its tokens (B, L); tokens beyond the mask
+            are no part of it. Default: of a decoder's pass with `labels`, the tokens before the first that counts; else
+            all that are not padding. In passes that go on from a cache, the prompt is what the first pass has read.
+        embedding: of the prompts (B, F), for methods that look at it (mor1e). Default: made by the frozen base.
+
+    Raises:
+        ValueError: the active adapter has no such task, or `model` has no adapter.
+    """
+    states = states_of(model)
+    if not states and not any(isinstance(module, BaseTunerLayer) for module in modules_of(model)):
+        raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
+    active = [*active_adapters(model), HEADS]
+    prompts_alone = tasks is None and not (prompt_mask is None and embedding is None)
+    # Resolve all before any is set: an error leaves everything as it was.
+    entered = [
+        # None alone is refused there, in words.
+        (state, state.named, state.prompts.given, state.named if prompts_alone else state.resolve(tasks, active))  # type: ignore[arg-type]
+        for state in states
+    ]
+    for state, _, _, contexts in entered:
+        state.named = state.contexts = contexts
+        state.prompts.given = Given(prompt_mask, embedding)
+    try:
+        yield
+    finally:
+        for state, previous, given, _ in entered:
+            state.named = state.contexts = previous
+            state.prompts.given = given

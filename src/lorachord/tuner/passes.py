@@ -1,0 +1,183 @@
+"""The hooks that prepare every forward pass of a model with adapters.
+
+They sit on the model that was injected into: the only place that all roads pass (a PeftModel, the bare model after
+`load_adapter`, `generate`). There, gradient checkpointing, which Trainer turns on long after the adapter was attached,
+is taught to recompute under the tasks of its own forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import NO_CONTEXT, PenaltyFrom
+from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
+from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.state import SharedState
+from lorachord.tuner.walk import active_adapters, adapted_layers
+
+TASKS_KEYWORD = "lorachord_tasks"
+
+
+class Passes:
+    """The hooks of one model.
+
+    Args:
+        state: what its layers share.
+    """
+
+    def __init__(self, state: SharedState) -> None:
+        self.state = state
+        self.checkpointed: list[nn.Module] = []
+
+    def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The hook: settle the contexts of this pass."""
+        state = self.state
+        if state.prompts.embedding:
+            return args, kwargs
+        if state.unverified:
+            self._verify_tasks(model)
+        contexts = state.named
+        if TASKS_KEYWORD in kwargs:
+            contexts = state.resolve(kwargs.pop(TASKS_KEYWORD), active_adapters(model))
+        named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs if args else kwargs
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask_BL = mask.bool()
+            contexts = {
+                name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in state.task_names
+            }
+        # Only adapters that act: where none acts, no prompt is needed.
+        acting = _acting(model)
+        looking = [name for name in acting if name in state.prompts.encoders]
+        if looking:
+            contexts = state.prompts.settle(model, named, looking, contexts)
+        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        if batch is not None:
+            # Once, and not again in each layer.
+            contexts = {name: context.to(batch.device) for name, context in contexts.items()}
+        state.contexts = contexts
+        if model.training and torch.is_grad_enabled():
+            self._check_batch(batch)
+            self._remind_of_penalty(model, acting)
+        self._prepare_checkpointing(model)
+        return args, kwargs
+
+    def after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The hook: what was settled for this pass ends with it."""
+        if self.state.prompts.embedding:
+            return
+        self.state.contexts = self.state.named
+        self.state.prompts.finish(output)
+
+    def _verify_tasks(self, model: nn.Module) -> None:
+        # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.
+        for layer in adapted_layers(model):
+            for name in self.state.unverified.intersection(layer.lorachord_adapter):
+                digest = getattr(layer.lorachord_adapter[name], "task_digest", None)
+                if digest is not None:
+                    self.state.task_names[name].check_digest(digest)
+        self.state.unverified.clear()
+
+    def _check_batch(self, batch: Tensor | None) -> None:
+        # Generation repeats samples (beams), training does not: here the ids must be those of this very batch.
+        for context in self.state.contexts.values():
+            if batch is not None and context.num_samples not in (None, 1, len(batch)):
+                raise ValueError(f"{context.num_samples} samples have a task, but the batch has {len(batch)}.")
+
+    def _remind_of_penalty(self, model: nn.Module, acting: list[str]) -> None:
+        state = self.state
+        if state.penalty_asked:
+            return
+        penalised = [name for name in acting if state.penalty_from.get(name) in (PenaltyFrom.WEIGHTS, PenaltyFrom.PASS)]
+        adapters = [adapter for name in penalised for adapter in _adapters(model, name)]
+        trains = any(parameter.requires_grad for one in adapters for parameter in one.parameters())
+        if trains and state.trained:
+            # Once.
+            state.penalty_asked = True
+            warnings.warn(
+                f"The method of adapter {', '.join(penalised)} has a penalty, and this loop leaves it out: a second "
+                "pass in training begins, and lorachord.penalty(model) was never asked for. Add it to the loss, as in "
+                "`loss = model(**batch).loss + lorachord.penalty(model)`; or train with lorachord's MultiTaskTrainer, "
+                "which adds it; or set its weight to 0 in the method's options.",
+                stacklevel=2,
+            )
+        state.trained = trains
+
+    def _prepare_checkpointing(self, model: nn.Module) -> None:
+        for module in self.checkpointed:
+            function = vars(module).get("_gradient_checkpointing_func")
+            if function is None:
+                continue
+            if not isinstance(function, TaskCheckpoint):
+                vars(module)["_gradient_checkpointing_func"] = TaskCheckpoint(function, self.state)
+            if model.training and module.gradient_checkpointing and is_reentrant(function):
+                recorded = {name for name, source in self.state.penalty_from.items() if source is PenaltyFrom.PASS}
+                penalised = recorded.intersection(active_adapters(model))
+                if penalised:
+                    raise ValueError(
+                        f"The penalty of adapter {', '.join(sorted(penalised))} would lose its graph under reentrant "
+                        "gradient checkpointing. Enable it with use_reentrant=False (in TrainingArguments: "
+                        'gradient_checkpointing_kwargs={"use_reentrant": False}), or set the penalty to 0.'
+                    )
+
+
+def install(model: nn.Module, state: SharedState, name: str, config: LorachordConfig) -> None:
+    """Take up an adapter that was put into `model`, and hook the model if that is the first."""
+    # The name may have been another adapter's before.
+    state.forget(name)
+    state.task_names[name] = config.task_names
+    state.unverified.add(name)
+    adapters = _adapters(model, name)
+    sources = [adapter.penalty_from for adapter in adapters]
+    state.penalty_from[name] = max(sources, key=list(PenaltyFrom).index, default=PenaltyFrom.NOTHING)
+    state.prompts.add_adapter(name, adapters, config)
+    passes = passes_of(model)
+    if passes is None:
+        passes = Passes(state)
+        model.register_forward_pre_hook(passes.before_forward, with_kwargs=True)
+        model.register_forward_hook(passes.after_forward, always_call=True)
+    passes.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take everything back that `install` has put into `model`."""
+    passes = passes_of(model)
+    if passes is None:
+        return
+    for key in _keys(model):
+        model._forward_pre_hooks.pop(key, None)
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
+        model._forward_hooks.pop(key, None)
+        model._forward_hooks_always_called.pop(key, None)
+    for module in passes.checkpointed:
+        wrapped = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(wrapped, TaskCheckpoint):
+            vars(module)["_gradient_checkpointing_func"] = wrapped.checkpoint
+
+
+def passes_of(model: nn.Module) -> Passes | None:
+    """The hooks on this very module, if there are any."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Passes)), None)
+
+
+def _keys(model: nn.Module) -> list[int]:
+    hooks = [*model._forward_pre_hooks.items(), *model._forward_hooks.items()]
+    return [key for key, hook in hooks if isinstance(getattr(hook, "__self__", None), Passes)]
+
+
+def _adapters(model: nn.Module, name: str) -> list[Adapter]:
+    layers = (layer for layer in adapted_layers(model) if name in layer.lorachord_adapter)
+    return [layer.lorachord_adapter[name] for layer in layers]  # type: ignore[misc]
+
+
+def _acting(model: nn.Module) -> list[str]:
+    layer = next(adapted_layers(model), None)
+    return [] if layer is None or layer.disable_adapters else layer.active_adapters
