@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 
 import lorachord as lc
 from lorachord.fusion.adapt import clamp, combinations, distinct, new_coefficients
-from lorachord.fusion.inputs import Predictions, entropy
-from lorachord.fusion.lowrank import LowRank
+from lorachord.fusion.factors import LowRank
+from lorachord.fusion.predictions import Predictions, entropy
 from lorachord.fusion.task_vectors import Stacked, TaskVectors
 from lorachord.fusion.updates import inside
 from workload import llama, minilm, saved_bytes_of

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from lorachord.fusion import RMTLLMF, Merged, TaskVectors, merge_vectors, with_noise
+from lorachord.fusion import RMTLLMF, Merged, TaskVectors, load_task_vectors, merge_vectors, with_noise
 from lorachord.fusion.arithmetic import task_arithmetic
 from lorachord.messages import table
 from lorachord.runs.adapters import Tasks, find, folders, load_base, load_tasks
@@ -52,7 +52,7 @@ def main() -> None:
     how = How(max_rows=chosen.max_rows, shots=max(1, chosen.shots))
     given = find(chosen.adapters, chosen.recipe)
     base, tokenizer, part = load_base(given, chosen.base)
-    vectors, tasks = TaskVectors.from_adapters(base, folders(given)), load_tasks(given, tokenizer, part, chosen.data)
+    vectors, tasks = load_task_vectors(base, folders(given)), load_tasks(given, tokenizer, part, chosen.data)
     if tasks.data is None:
         raise SystemExit("Nothing says what the tasks are: give runs, or --recipe.")
     examples = task_batches(vectors, tasks, how, labelled=True) if chosen.shots else {}

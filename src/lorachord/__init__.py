@@ -17,6 +17,7 @@ Importing this package registers its adapter type with PEFT.
 import lorachord.fusion as fusion
 import lorachord.methods as methods
 from lorachord.attach import attach
+from lorachord.balance.make import make_balance
 from lorachord.calibration import calibrate
 from lorachord.core.adapter import Adapter
 from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
@@ -24,9 +25,8 @@ from lorachord.core.config import LayerSpec, MethodConfig, RankConfig, option
 from lorachord.core.context import Context, Mixing
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.export import export_lora, merge
-from lorachord.fusion import TaskVectors, fuse
+from lorachord.fusion import TaskVectors, fuse, load_task_vectors
 from lorachord.heads import TaskHeads, add_heads
-from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, router_load, target_layers
 
@@ -57,6 +57,7 @@ __all__ = [
     "fuse",
     "fusion",
     "get_method",
+    "load_task_vectors",
     "make_balance",
     "merge",
     "methods",

@@ -10,12 +10,12 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 import lorachord as lc
+from lorachord.balance.make import make_balance
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.runs.prepare import check
 from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import single_recipes, train
-from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch, read
 from lorachord.training.batches import EncoderBatches

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorachord.cli import main
 from lorachord.fusion.disentanglement import single
-from lorachord.fusion.task_vectors import TaskVectors
+from lorachord.fusion.load import load_task_vectors
 from lorachord.runs.adapters import find, folders, load_base, load_tasks
 from lorachord.runs.train import train
 from lorachord.runs.use import load_run
@@ -197,7 +197,7 @@ def test_individual_predictions_are_those_of_the_adapter(runs: Path, task_files:
     given = find([str(runs / "encoder")])
     base, tokens, part = load_base(given, None)
     tasks = load_tasks(given, tokens, part, str(task_files))
-    vectors = TaskVectors.from_adapters(base, folders(given))
+    vectors = load_task_vectors(base, folders(given))
     assert tasks.data is not None
     assert tasks.batches is not None
     rows = tasks.data.data[1].dev

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorachord.models.fetch import fetch
-from lorachord.models.load import load_decoder, load_encoder
+from lorachord.models.pretrained import load_decoder, load_encoder
 
 # Written for this test. What a model that works finds likely, and a broken one does not.
 PARAGRAPH = (

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 import lorachord as lc
+from lorachord.balance.make import make_balance
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.distributed import from_first, is_sharded
-from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.batches import EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer

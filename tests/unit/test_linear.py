@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from lorachord.kernels import blocks, linear
+from lorachord.kernels import blocks, inner, linear, products
 from lorachord.kernels.blocks import blocks_linear
-from lorachord.kernels.linear import NARROW, inner_products, rows_linear
+from lorachord.kernels.inner import inner_products
+from lorachord.kernels.linear import rows_linear
+from lorachord.kernels.products import NARROW
 
 
 @pytest.fixture(autouse=True, params=["cpu", "accelerator"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU, and as on an accelerator."""
-    for module in (linear, blocks):
+    for module in (linear, inner, products, blocks):
         monkeypatch.setattr(module, "on_cpu", lambda x: request.param == "cpu")
 
 
@@ -239,12 +241,12 @@ def test_rows_lie_in_memory_as_asked_and_so_do_their_gradients(rows_last: bool) 
 def test_parts_side_by_side_are_not_copied_and_others_are() -> None:
     buffer = torch.arange(50.0, dtype=torch.float64).view(10, 5)
     first, second = buffer[:3].t(), buffer[3:7].t()
-    assert linear._side_by_side([first, second]).data_ptr() == buffer.data_ptr()
+    assert inner._side_by_side([first, second]).data_ptr() == buffer.data_ptr()
     shorter = torch.arange(8.0, dtype=torch.float64).view(2, 4).t()
     beside = [(first, second), (second, first), (first, buffer[4:7].t()), (first, buffer[3:7].t().clone())]
     beside += [(first.contiguous(), second), (first[:4], second[:4]), (first[:4], shorter)]
     for parts in beside:
-        assert torch.equal(linear._side_by_side(parts), torch.cat(parts, dim=1))
+        assert torch.equal(inner._side_by_side(parts), torch.cat(parts, dim=1))
 
 
 def test_nothing_goes_through_where_nothing_is_differentiated() -> None:

@@ -21,7 +21,9 @@ from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.probes import Probes
 from lorachord.core.rows import batch_of, laid_out
 from lorachord.kernels.blocks import blocks_linear
-from lorachord.kernels.linear import Runs, inner_products, rows_linear
+from lorachord.kernels.inner import inner_products
+from lorachord.kernels.linear import rows_linear
+from lorachord.kernels.products import Runs
 
 Frozen = Callable[[Tensor], Tensor]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorachord.core.context import Context
 from lorachord.kernels.devices import moved
-from lorachord.kernels.linear import Runs
+from lorachord.kernels.products import Runs
 
 
 @dataclass(frozen=True, slots=True)

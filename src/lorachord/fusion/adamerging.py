@@ -29,9 +29,9 @@ from lorachord.fusion.adapt import (
     values,
 )
 from lorachord.fusion.arithmetic import elect, trim
-from lorachord.fusion.inputs import entropy
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data, FusionMethod
+from lorachord.fusion.method import FusionMethod
+from lorachord.fusion.predictions import Data, entropy
 from lorachord.fusion.task_vectors import Dense, TaskVectors, held
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lorachord.fusion.inputs import Inputs, Predictions, predictions
-from lorachord.fusion.method import Data
+from lorachord.fusion.predictions import Data, Inputs, Predictions, predictions
 from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.fusion.updates import Combination, Plus, combination, inside
 from lorachord.tuner import on_task

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lorachord.core.config import option
-from lorachord.fusion.lowrank import Update
+from lorachord.fusion.factors import Update
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data, FusionMethod
+from lorachord.fusion.method import FusionMethod
+from lorachord.fusion.predictions import Data
 from lorachord.fusion.task_vectors import TaskVectors
 
 

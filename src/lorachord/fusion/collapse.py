@@ -25,9 +25,10 @@ from lorachord.calibration.inputs import Limits, measure_inputs
 from lorachord.core.config import LayerSpec, option
 from lorachord.families.covariance import Covariance
 from lorachord.fusion.disentanglement import disentanglement, references, single
-from lorachord.fusion.lowrank import LowRank, Update
+from lorachord.fusion.factors import LowRank, Update
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data, FusionMethod
+from lorachord.fusion.method import FusionMethod
+from lorachord.fusion.predictions import Data
 from lorachord.fusion.task_vectors import Layer, Stacked, TaskVectors
 from lorachord.fusion.updates import layer_spec
 

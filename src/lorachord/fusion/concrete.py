@@ -39,10 +39,10 @@ from lorachord.fusion.adapt import (
     plain,
     values,
 )
-from lorachord.fusion.inputs import entropy
-from lorachord.fusion.lowrank import Update, dense
+from lorachord.fusion.factors import Update, dense
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data, FusionMethod
+from lorachord.fusion.method import FusionMethod
+from lorachord.fusion.predictions import Data, entropy
 from lorachord.fusion.task_vectors import Layer, Stacked, TaskVectors
 from lorachord.fusion.updates import Combination, layer_spec
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from lorachord.fusion.inputs import Predictions, distance, predictions
-from lorachord.fusion.lowrank import Update
+from lorachord.fusion.factors import Update
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data
+from lorachord.fusion.predictions import Data, Predictions, distance, predictions
 from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.tuner import on_task
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorachord.export import short_names
-from lorachord.fusion.lowrank import LowRank, Update, dense, norm, truncate
-from lorachord.fusion.reading import skeleton
+from lorachord.fusion.factors import LowRank, Update, dense, norm, truncate
+from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Stacked, TaskVectors
 from lorachord.fusion.updates import owners, with_updates
 from lorachord.heads import head_name, heads_of, keep_head

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from peft import PeftModel
 
 from lorachord.core.config import Settings
-from lorachord.fusion.inputs import Inputs
 from lorachord.fusion.merged import Merged, check_plain
+from lorachord.fusion.predictions import Data
 from lorachord.fusion.task_vectors import TaskVectors
-
-Data = Mapping[str, Sequence[Inputs]]
-"""Batches of each task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ def fuse(vectors: TaskVectors, method: FusionMethod, *, data: Data | None = None
     """Make one plain LoRA of several finished adapters.
 
     Args:
-        vectors: see `TaskVectors.from_adapters`.
+        vectors: see `load_task_vectors`.
         method: `lorachord.fusion.Average()`, `AdaMerging(granularity="layer")`, ...
         data: see `merge_vectors`.
         rank: of the result in each layer. Default: exact where the result has factors, else the ranks of all adapters

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorachord.fusion.lowrank import LowRank, truncate
+from lorachord.fusion.factors import LowRank, truncate
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.messages import suggest
 

@@ -27,9 +27,9 @@ from lorachord.fusion.adapt import (
     plain,
     values,
 )
-from lorachord.fusion.inputs import supervised
 from lorachord.fusion.merged import Merged
-from lorachord.fusion.method import Data, FusionMethod
+from lorachord.fusion.method import FusionMethod
+from lorachord.fusion.predictions import Data, supervised
 from lorachord.fusion.task_vectors import TaskVectors
 
 

@@ -13,13 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lorachord.fusion.inputs import Inputs
-from lorachord.fusion.lowrank import LowRank, Update
+from lorachord.fusion.factors import LowRank, Update
 from lorachord.messages import suggest
 
 
@@ -126,34 +124,6 @@ class TaskVectors:
     tasks: tuple[str, ...]
     layers: Mapping[str, Layer]
     others: Mapping[str, Dense]
-
-    @classmethod
-    def from_adapters(cls, base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVectors:
-        """Read finished adapters.
-
-        Args:
-            base: the plain model that they were trained on; it is left as it is.
-            folders: by task, a folder with a plain LoRA (PEFT's), a LoRAchord adapter (a static one, or the same one
-                for several of its tasks), or a whole model that was finely tuned from `base`. Ranks, scales and
-                targets may differ.
-
-        Raises:
-            ValueError: fewer than two, a folder that holds none of these, an adapter that is no low-rank update (DoRA,
-                an input-routed method) or that was made for another base.
-        """
-        from lorachord.fusion.reading import read_folders
-
-        return read_folders(base, folders)
-
-    @classmethod
-    def from_routed(cls, base: nn.Module, folder: str | Path, data: Mapping[str, Sequence[Inputs]]) -> TaskVectors:
-        """One input-routed adapter as a task vector for each task, its gates averaged on the task's inputs.
-
-        See `routed.from_routed`.
-        """
-        from lorachord.fusion.routed import from_routed
-
-        return from_routed(base, folder, data)
 
     def delta(self, name: str, task: int) -> Tensor:
         """The dense update of one layer or parameter."""

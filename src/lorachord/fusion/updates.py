@@ -19,7 +19,7 @@ from lorachord.core.adapter import Adapter
 from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.forward import Frozen
-from lorachord.fusion.lowrank import LowRank, Update
+from lorachord.fusion.factors import LowRank, Update
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked
 from lorachord.tuner.layer import LorachordLinear
 from lorachord.tuner.state import SharedState
@@ -140,7 +140,7 @@ def inside(model: nn.Module, adapters: Mapping[str, Adapter], others: Mapping[st
     """Within this block the model has these updates; its own weights are not written.
 
     Args:
-        model: a skeleton; see `reading.skeleton`.
+        model: see `skeleton`.
         adapters: by the layer's name.
         others: by the parameter's name.
     """

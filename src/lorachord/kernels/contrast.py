@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from lorachord.distributed import across_ranks
 from lorachord.kernels.devices import moved, without_autocast
-from lorachord.kernels.linear import weight_gradient
+from lorachord.kernels.products import weight_gradient
 
 EPSILON = 1e-6
 """Added to squared norms, inside the root: B = 0 gives a loss and a gradient that are finite."""

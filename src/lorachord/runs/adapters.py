@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.data.task import Task
-from lorachord.models.load import load_decoder, load_encoder
+from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.parts import EvaluationPart, ModelPart
 from lorachord.runs.prepare import TaskSet, load_data
@@ -173,5 +173,5 @@ def is_routed(given: Sequence[Given]) -> bool:
 
 
 def folders(given: Sequence[Given]) -> Mapping[str, Path]:
-    """What `TaskVectors.from_adapters` takes."""
+    """What `load_task_vectors` takes."""
     return {each.task: each.folder for each in given}

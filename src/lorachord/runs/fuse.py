@@ -19,8 +19,9 @@ from torch import nn
 
 from lorachord.export import export_lora
 from lorachord.fusion import METHODS, FusionMethod, Merged, TaskVectors, merge_vectors
+from lorachord.fusion.load import check_number, load_task_vectors
+from lorachord.fusion.load_routed import load_routed_task_vectors
 from lorachord.fusion.merged import check_plain
-from lorachord.fusion.reading import check_number
 from lorachord.heads import heads_of
 from lorachord.messages import suggest
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
@@ -63,7 +64,7 @@ def fuse_adapters(
         what `fusion.json` holds.
 
     Raises:
-        ValueError: as `adapters.find`, `TaskVectors.from_adapters` and `merge_vectors`; `out` holds something; data
+        ValueError: as `adapters.find`, `load_task_vectors` and `merge_vectors`; `out` holds something; data
             that the method needs and nothing describes.
     """
     out, how = Path(out), how or How()
@@ -109,7 +110,7 @@ def fuse_adapters(
 def _vectors(base: nn.Module, given: Sequence[Given], tasks: Tasks, how: How) -> TaskVectors:
     """The task vectors; those of a routed adapter with its gates averaged on each task."""
     if not is_routed(given):
-        return TaskVectors.from_adapters(base, folders(given))
+        return load_task_vectors(base, folders(given))
     if tasks.data is None or tasks.batches is None:
         raise ValueError("The gates of a routed adapter are averaged on data: give its run folder.")
     rows = tasks.data.split(ADAPT_ON[how.adapt_on], how.max_rows, how.seed)
@@ -117,7 +118,7 @@ def _vectors(base: nn.Module, given: Sequence[Given], tasks: Tasks, how: How) ->
         task.name: input_batches(tasks.batches, rows[index], index, batch_size=how.batch_size, seed=how.seed)
         for index, task in enumerate(tasks.data.tasks)
     }
-    return TaskVectors.from_routed(base, given[0].folder, data)
+    return load_routed_task_vectors(base, given[0].folder, data)
 
 
 def _model_kind(given: Sequence[Any]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from lorachord.fusion import Merged, TaskVectors
 from lorachord.fusion.arithmetic import average, task_arithmetic
 from lorachord.fusion.disentanglement import disentanglement, references, single
-from lorachord.fusion.inputs import Inputs
+from lorachord.fusion.predictions import Inputs
 from lorachord.messages import suggest, table
 from lorachord.runs.adapters import Tasks
 from lorachord.runs.scores import report, save_scored, score_task

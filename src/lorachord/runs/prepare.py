@@ -15,6 +15,7 @@ from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lorachord.attach import attach
+from lorachord.balance.make import check_balance
 from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.adapter import Adapter
 from lorachord.core.registry import all_methods
@@ -24,11 +25,10 @@ from lorachord.data.task import Task
 from lorachord.families.calibrated import Calibrated
 from lorachord.heads import add_heads, begin_at
 from lorachord.messages import suggest
-from lorachord.models.load import load_decoder, load_encoder
+from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
-from lorachord.surgery.balance import check_balance
 from lorachord.surgery.surgeon import check_surgery
 from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.trainer import answers

@@ -29,7 +29,7 @@ class Recipe:
         surgery: what to do with the tasks' gradients, before clipping: `rule` (ortho_lora, ...), `granularity` (factor,
             role, global) and the rule's options; see `surgery/surgeon.py`. Default: none, their plain sum.
         balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` (running_scale, uncertainty, ...)
-            and the balance's options; see `surgery/balance.py`. Default: none, equally. With one task there is none.
+            and the balance's options; see `balance/make.py`. Default: none, equally. With one task there is none.
         mode: `joint` (default), or `single`: the same once for each task alone, as a baseline. A single run of
             `max_steps` gives each task its share of them, so that it sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lorachord.balance.make import make_balance
 from lorachord.runs.arguments import mixture_of, ranks, training_arguments
 from lorachord.runs.calibrate import calibration_of
 from lorachord.runs.folder import RunFolder
@@ -22,7 +23,6 @@ from lorachord.runs.log import RunLog
 from lorachord.runs.prepare import TaskSet, check, load_data, load_plain, new_adapter
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
-from lorachord.surgery.balance import make_balance
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.batches import DecoderBatches, EncoderBatches

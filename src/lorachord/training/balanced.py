@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorachord.surgery.balancing import Balance
-from lorachord.surgery.popart import PopArt
+from lorachord.balance.base import Balance
+from lorachord.balance.popart import PopArt
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.task_grads import OnePass
 from lorachord.training.losses import examples_of

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lorachord.fusion.inputs import Inputs
+from lorachord.fusion.predictions import Inputs
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
 from lorachord.training.scoring import predict
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorachord.data.mixture import Rows
 from lorachord.distributed import from_first
-from lorachord.models.load import load_encoder
+from lorachord.models.pretrained import load_encoder
 from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
 from lorachord.tuner.embedding import base_embedding
 from lorachord.tuner.prompt_clusters import embed_prompts, encoder_of, fit_intuition, has_centroids

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from lorachord.balance.base import Balance
+from lorachord.balance.by_loss import Equal
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
-from lorachord.surgery.balance_rules import Equal
-from lorachord.surgery.balancing import Balance
 from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.balanced import BalancedMixin
@@ -56,7 +56,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         task_weights: one per task. Default: 1 each.
         max_new_tokens: of freely written answers, when predicting. Default 64.
         surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
-        balance: weighs the losses of the tasks, beside `task_weights`; see `surgery/balance.py`. Default: equally.
+        balance: weighs the losses of the tasks, beside `task_weights`; see `balance/make.py`. Default: equally.
         watch: writes down what surgery sees and does. Default: none.
         **keywords: the Trainer's own.
 

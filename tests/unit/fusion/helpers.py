@@ -8,8 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.fusion.inputs import Inputs
-from lorachord.fusion.lowrank import LowRank
+from lorachord.fusion.factors import LowRank
+from lorachord.fusion.load import load_task_vectors
+from lorachord.fusion.predictions import Inputs
 from lorachord.fusion.task_vectors import Stacked, TaskVectors, held
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -32,7 +33,7 @@ def two(folder: Path, architecture: str = "bert", **settings: Any) -> TaskVector
     """Task vectors of two adapters."""
     peft_lora(folder / "a", architecture, 1, **settings)
     peft_lora(folder / "b", architecture, 2, **settings)
-    return TaskVectors.from_adapters(tiny(architecture), {"a": folder / "a", "b": folder / "b"})
+    return load_task_vectors(tiny(architecture), {"a": folder / "a", "b": folder / "b"})
 
 
 def toy(ranks: tuple[int, ...] = (2, 3), shape: tuple[int, int] = (6, 5), seed: int = 0) -> TaskVectors:

@@ -16,9 +16,9 @@ from lorachord.fusion.adamerging import elected
 from lorachord.fusion.arithmetic import elect, task_arithmetic, trim
 from lorachord.fusion.concrete import Draw, MaskedCombination, masked
 from lorachord.fusion.disentanglement import disentanglement, references, single
-from lorachord.fusion.inputs import Inputs, Predictions, distance, entropy, predictions, supervised
-from lorachord.fusion.lowrank import dense
-from lorachord.fusion.task_vectors import TaskVectors
+from lorachord.fusion.factors import dense
+from lorachord.fusion.load import load_task_vectors
+from lorachord.fusion.predictions import Inputs, Predictions, distance, entropy, predictions, supervised
 from lorachord.fusion.updates import StackedCombination, combination, layer_spec
 from tests.tiny_models import perturb, tiny, token_ids
 from tests.unit.fusion.helpers import data, inputs, near, toy, two
@@ -178,7 +178,7 @@ def test_whole_models_adapt_in_every_parameter(tmp_path: Path):
         model = tiny("bert")
         perturb(model, 0.1, seed)
         model.save_pretrained(tmp_path / task)
-    vectors = TaskVectors.from_adapters(tiny("bert"), {task: tmp_path / task for task in "ab"})
+    vectors = load_task_vectors(tiny("bert"), {task: tmp_path / task for task in "ab"})
     batches = data(vectors)
     merged = merge_vectors(vectors, short("adamerging", steps=15), batches)
     assert average_entropy(merged, batches) < average_entropy(task_arithmetic(vectors, 0.3), batches)

@@ -11,8 +11,8 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from lorachord.fusion.arithmetic import average, dare, disjoint_mean, elect, task_arithmetic, ties, trim, weighted_sum
-from lorachord.fusion.lowrank import LowRank, dense, norm, truncate
-from lorachord.fusion.task_vectors import TaskVectors
+from lorachord.fusion.factors import LowRank, dense, norm, truncate
+from lorachord.fusion.load import load_task_vectors
 from tests.tiny_models import tiny
 from tests.unit.fusion.helpers import as_dense, near, peft_lora, toy, toy_dense, two
 
@@ -146,7 +146,7 @@ def test_rslora_and_rank_patterns_are_exact_where_pefts_are_not(tmp_path: Path):
         for name, module in model.base_model.model.named_modules():
             if hasattr(module, "get_delta_weight"):
                 expected[name] = expected.get(name, 0) + module.get_delta_weight("default").detach()
-    vectors = TaskVectors.from_adapters(tiny("llama"), {task: tmp_path / task for task in "ab"})
+    vectors = load_task_vectors(tiny("llama"), {task: tmp_path / task for task in "ab"})
     ours = task_arithmetic(vectors, 1.0).layers
     assert all(near(dense(ours[name]), expected[name]) for name in expected)
 

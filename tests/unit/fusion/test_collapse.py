@@ -11,7 +11,9 @@ import lorachord as lc
 from lorachord.fusion import Collapse, TaskVectors, merge_vectors, with_noise
 from lorachord.fusion.collapse import actual_changes, collapsed, input_covariances
 from lorachord.fusion.disentanglement import single
-from lorachord.fusion.lowrank import LowRank, dense
+from lorachord.fusion.factors import LowRank, dense
+from lorachord.fusion.load import load_task_vectors
+from lorachord.fusion.load_routed import load_routed_task_vectors
 from lorachord.fusion.task_vectors import Stacked
 from tests.tiny_models import perturb, tiny
 from tests.unit.fusion.helpers import answers, as_dense, data, inputs, near, peft_lora, toy, two
@@ -59,7 +61,7 @@ def test_no_update_of_its_rank_is_nearer(stacked: bool, rank: int):
 
 def test_identical_adapters_are_a_fixed_point(tmp_path: Path):
     peft_lora(tmp_path / "a", "llama")
-    vectors = TaskVectors.from_adapters(tiny("llama"), {"a": tmp_path / "a", "b": tmp_path / "a"})
+    vectors = load_task_vectors(tiny("llama"), {"a": tmp_path / "a", "b": tmp_path / "a"})
     merged = merge_vectors(vectors, Collapse(measure=False), data(vectors, "tokens"))
     assert all(near(dense(merged.layers[name]), vectors.delta(name, 0), 1e-5) for name in vectors.layers)
     assert all(loss < 1e-8 for loss in merged.notes["predicted_loss"].values())
@@ -98,7 +100,7 @@ def test_a_smaller_rank_costs_more_and_the_report_says_how_well_it_was_foretold(
 
 def test_a_layer_that_takes_what_it_has_changes_nothing(tmp_path: Path):
     peft_lora(tmp_path / "a")
-    vectors = TaskVectors.from_adapters(tiny("bert"), {"a": tmp_path / "a", "b": tmp_path / "a"})
+    vectors = load_task_vectors(tiny("bert"), {"a": tmp_path / "a", "b": tmp_path / "a"})
     changes = actual_changes(single(vectors, 0), data(vectors))
     assert changes.keys() == vectors.layers.keys()
     assert all(abs(value) < 1e-6 for value in changes.values())
@@ -108,7 +110,7 @@ def test_an_adapter_with_weights_by_task_becomes_one_plain_lora(tmp_path: Path):
     model = lc.attach(tiny("llama"), "mtl_lora", r=2, num_ups=2, tasks=["a", "b"])
     perturb(model, 0.1)
     model.eval().save_pretrained(tmp_path / "joint")
-    vectors = TaskVectors.from_adapters(tiny("llama"), dict.fromkeys("ab", tmp_path / "joint"))
+    vectors = load_task_vectors(tiny("llama"), dict.fromkeys("ab", tmp_path / "joint"))
     fused = lc.fuse(vectors, Collapse(measure=False), data=data(vectors, "tokens"))
     assert fused.peft_config["default"].r == 4
     assert torch.isfinite(answers(fused)).all()
@@ -158,8 +160,8 @@ def test_a_router_that_knows_the_task_is_averaged_apart_for_each(tmp_path: Path)
     perturb(model, 0.2)
     model.eval().save_pretrained(tmp_path / "a")
     batches: dict[str, Any] = {task: [inputs(seed, "tokens")] for seed, task in enumerate("ab")}
-    vectors = TaskVectors.from_routed(tiny("llama"), tmp_path / "a", batches)
+    vectors = load_routed_task_vectors(tiny("llama"), tmp_path / "a", batches)
     name = next(iter(vectors.layers))
     assert not near(vectors.delta(name, 0), vectors.delta(name, 1), 1e-5)
     with pytest.raises(ValueError, match="at least two"):
-        TaskVectors.from_routed(tiny("llama"), tmp_path / "a", {"a": batches["a"]})
+        load_routed_task_vectors(tiny("llama"), tmp_path / "a", {"a": batches["a"]})

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
-from lorachord.models.load import load_decoder, load_encoder
+from lorachord.models.pretrained import load_decoder, load_encoder
 from tests.tiny_models import tiny, token_ids
 from tests.unit.models.helpers import save, tokenizer, write_gguf
 

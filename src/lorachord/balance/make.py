@@ -1,19 +1,4 @@
-"""Weighing the losses of tasks before the backward pass, by name.
-
->>> import torch, lorachord as lc
->>> loss_a, loss_b = torch.tensor(4.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
->>> balance = lc.make_balance("running_scale", ["a", "b"])    # 1: once; balance.parameters() go to the optimizer
->>> loss = balance({"a": loss_a, "b": loss_b})                # 2: each step, the mean losses of the tasks that occur
->>> loss.backward()                                           # 3: as ever
->>> balance.weights_T
-tensor([0.2500, 2.0000])
-
-`equal` and `fixed` are constant. `uncertainty` learns weights, `running_scale` divides by a loss's running mean, `dwa`
-looks at how fast losses fall, `famo` lets them fall alike (and wants `balance.after(losses)` after the optimizer's
-step), and `popart` rescales the heads of regressions (and wants `balance.before(answers)` before the forward pass).
-TorchJD has DWA, FAMO and uncertainty as well. Its classes take every task in every batch, and their `state_dict` leaves
-out the past losses and Adam's moments, so they do not serve mixed batches or runs that resume.
-"""
+"""Balances by name: making one, and checking its options beforehand."""
 
 from __future__ import annotations
 
@@ -23,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from lorachord.balance.base import Balance, between
+from lorachord.balance.by_loss import DWA, FAMO, Equal, Fixed, RunningScale, Uncertainty
+from lorachord.balance.popart import PopArt
 from lorachord.messages import suggest
-from lorachord.surgery.balance_rules import DWA, FAMO, Equal, Fixed, RunningScale, Uncertainty
-from lorachord.surgery.balancing import Balance, between
-from lorachord.surgery.popart import PopArt
 
 _LOSSES_ALONE: dict[str, type[Balance]] = {
     cls.name: cls for cls in (Equal, Fixed, RunningScale, Uncertainty, DWA, FAMO)

@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lorachord.balance.base import Balance, between
 from lorachord.messages import suggest
-from lorachord.surgery.balancing import Balance, between
 
 SMALLEST = 1e-8
 """Added to losses, or put in their place, where they are divided by or their logarithm is taken."""

@@ -21,10 +21,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorachord.balance.base import Balance, between
+from lorachord.balance.by_loss import RunningScale
 from lorachord.heads import heads_of, key
 from lorachord.messages import suggest
-from lorachord.surgery.balance_rules import RunningScale
-from lorachord.surgery.balancing import Balance, between
 
 SMALLEST_STD = 1e-4
 """The papers' bound: answers may all be the same."""

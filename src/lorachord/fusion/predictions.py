@@ -6,7 +6,7 @@ words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,10 @@ class Inputs:
     num_classes: int = 1
     answer_mask: Tensor | None = None
     answers: Tensor | None = None
+
+
+Data = Mapping[str, Sequence[Inputs]]
+"""Batches of each task."""
 
 
 @dataclass(frozen=True)

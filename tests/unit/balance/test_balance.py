@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchjd import scalarization
 
-from lorachord.surgery.balance import balance_names, check_balance, make_balance
-from lorachord.surgery.balancing import Balance
+from lorachord.balance.base import Balance
+from lorachord.balance.make import balance_names, check_balance, make_balance
 
 TASKS = ["a", "b", "c"]
 OPTIONS: dict[str, dict[str, Any]] = {

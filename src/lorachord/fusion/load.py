@@ -1,4 +1,4 @@
-"""Task vectors from what lies on disk, or from a trained model.
+"""Finished adapters, or whole models, read from their folders as task vectors.
 
 Adapters are loaded by PEFT itself onto copies of the base that share its weights: what a rank pattern, an alpha or a
 regex of targets means is PEFT's to say.
@@ -6,7 +6,6 @@ regex of targets means is PEFT's to say.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from lorachord.core.matrix import factors
 from lorachord.core.tasks import TaskNames
 from lorachord.fusion.checkpoints import Checkpoint
-from lorachord.fusion.heads import Heads, head_state, head_widths, with_heads
-from lorachord.fusion.lowrank import LowRank
+from lorachord.fusion.factors import LowRank
+from lorachord.fusion.saved_heads import Heads, head_state, head_widths, with_heads
+from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.heads import add_heads, keep_head
 from lorachord.tuner import LorachordConfig
@@ -30,18 +30,22 @@ from lorachord.tuner.layer import LorachordLinear, linear_features
 from lorachord.tuner.peft_config import check_weights
 
 
-def skeleton(model: nn.Module) -> Any:
-    """A copy of a model's modules around the same weights, frozen."""
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
-    for parameter in model.parameters():
-        # Quantised and sharded parameters are subclasses that cannot be made anew.
-        plain = type(parameter) is nn.Parameter
-        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    return copy.deepcopy(model, shared).eval()
+def load_task_vectors(base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVectors:
+    """Read finished adapters as task vectors.
 
+    Args:
+        base: the plain model that they were trained on; it is left as it is.
+        folders: by task, a folder with a plain LoRA (PEFT's), a LoRAchord adapter (a static one, or the same one for
+            several of its tasks), or a whole model that was finely tuned from `base`. Ranks, scales and targets may
+            differ.
 
-def read_folders(base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVectors:
-    """See `TaskVectors.from_adapters`."""
+    Returns:
+        The task vectors, over a model of their own that shares the weights of `base`.
+
+    Raises:
+        ValueError: fewer than two, a folder that holds none of these, an adapter that is no low-rank update (DoRA, an
+            input-routed method) or that was made for another base.
+    """
     if isinstance(base, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         raise ValueError("The base has adapters already; give the plain model that the adapters were trained on.")
     tasks = TaskNames(tuple(folders)).names

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
 from lorachord.fusion.checkpoints import Checkpoint
-from lorachord.fusion.heads import head_state, with_heads
-from lorachord.fusion.inputs import predictions
-from lorachord.fusion.lowrank import LowRank
-from lorachord.fusion.method import Data
-from lorachord.fusion.reading import assemble, check_number, load_adapter, skeleton
+from lorachord.fusion.factors import LowRank
+from lorachord.fusion.load import assemble, check_number, load_adapter
+from lorachord.fusion.predictions import Data, predictions
+from lorachord.fusion.saved_heads import head_state, with_heads
+from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.tuner import on_task
 from lorachord.tuner.layer import LorachordLinear
 
 
-def from_routed(base: nn.Module, folder: str | Path, data: Data) -> TaskVectors:
+def load_routed_task_vectors(base: nn.Module, folder: str | Path, data: Data) -> TaskVectors:
     """Task vectors of one saved adapter, with its gates averaged on each task's inputs.
 
     Args:

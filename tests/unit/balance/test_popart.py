@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import lorachord as lc
+from lorachord.balance.make import make_balance
+from lorachord.balance.popart import PopArt, PopArtLinear
 from lorachord.heads import TaskHeads
-from lorachord.surgery.balance import make_balance
-from lorachord.surgery.popart import PopArt, PopArtLinear
 from tests.tiny_models import perturb, tiny
 
 FEATURES = torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
