@@ -126,10 +126,11 @@ class Result:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the bound is kept; None where there is none."""
+        """Whether the bound is kept, or missed by less than the standard error; None where there is none."""
         if self.bound is None:
             return None
-        return self.value <= self.bound if self.better == "lower" else self.value >= self.bound
+        error = self.error or 0.0
+        return self.value - error <= self.bound if self.better == "lower" else self.value + error >= self.bound
 
 
 def median_and_error(values: Sequence[float]) -> tuple[float, float | None]:

@@ -177,15 +177,16 @@ def of_mixlora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Ten
     ).flatten(0, 1)
 
 
-def clusters(adapter: Any) -> tuple[Tensor, Tensor]:
+def clusters(adapter: Any, num_clusters: int | None = None) -> tuple[Tensor, Tensor]:
     """Embeddings of the four prompts, and centroids."""
     generator = torch.Generator().manual_seed(7)
-    made = torch.randn(4 + adapter.config.r1 * adapter.config.r2, 6, generator=generator, dtype=torch.float64)
+    num_clusters = adapter.config.r1 * adapter.config.r2 if num_clusters is None else num_clusters
+    made = torch.randn(4 + num_clusters, 6, generator=generator, dtype=torch.float64)
     return made[:4], made[4:]
 
 
-def with_cosines(adapter: Any, ctx: Context) -> Context:
-    embeddings, centroids = clusters(adapter)
+def with_cosines(adapter: Any, ctx: Context, num_clusters: int | None = None) -> Context:
+    embeddings, centroids = clusters(adapter, num_clusters)
     return replace(ctx, cosines_BC=torch.cosine_similarity(embeddings[:, None], centroids, dim=-1))
 
 
