@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lorachord.core.config import RankConfig, option
 from lorachord.core.registry import register
-from lorachord.core.steps import optimizer_steps
+from lorachord.core.steps import optimizer_steps, steps_before
 from lorachord.families.routed import RoutedAdapter, require_top_k
 from lorachord.families.router import Router, RouterConfig
 
@@ -63,7 +63,8 @@ class MoSLD(RoutedAdapter):
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
         self.router = Router(layer.d_in, config.num_experts, config, top_k=config.top_k)
         self.mask: Tensor | None = None
-        self.mask_step, self.num_masks = -1, 0
+        # The optimizer step of the mask, and that at which the run began.
+        self.mask_step, self.first_step = -1, 0
 
     def reset(self) -> None:
         nn.init.normal_(self.down, std=1 / self.config.r)
@@ -74,9 +75,11 @@ class MoSLD(RoutedAdapter):
         if not self.training or not self.config.weight_dropout:
             return self.down
         if self.mask is None or self.mask_step != optimizer_steps() or self.mask.device != self.down.device:
-            # Numbered from 0 in every run, and with the run's own seed: data-parallel ranks draw the same.
-            self.num_masks += 1
-            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {self.num_masks}".encode())
+            if self.mask_step < 0:
+                self.first_step = optimizer_steps() - steps_before()
+            # Numbered by the steps of the run, and with its seed: ranks and resumed runs draw the same.
+            number = 1 + optimizer_steps() - self.first_step
+            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {number}".encode())
             generator = torch.Generator(self.down.device).manual_seed(seed)
             drawn = torch.rand(self.down.shape, generator=generator, device=self.down.device)
             kept = drawn >= self.config.weight_dropout
