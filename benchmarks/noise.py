@@ -24,12 +24,12 @@ from lorachord.training.scoring import predict
 
 def mean_score(merged: Merged, tasks: Tasks, how: How) -> float:
     assert tasks.data is not None
-    assert tasks.batches is not None
+    assert tasks.kind is not None
     rows = tasks.data.split(how.split, how.max_rows, tasks.seed)
     scored = {}
     with merged.model() as model:
         for index, task in enumerate(tasks.data.tasks):
-            scored[task.name] = score_task(task, predict(model, tasks.batches, rows[index], index))
+            scored[task.name] = score_task(task, predict(model, tasks.kind, rows[index], index))
     return float(report(scored)["mean"])
 
 

@@ -14,6 +14,9 @@ Importing this package registers its adapter type with PEFT.
 'LlamaForCausalLM'
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import lorachord.fusion as fusion
 import lorachord.methods as methods
 from lorachord.attach import attach
@@ -30,7 +33,14 @@ from lorachord.heads import TaskHeads, add_heads
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, router_load, target_layers
 
+if TYPE_CHECKING:
+    from lorachord.data.task import Task
+    from lorachord.training.trainer import MultiTaskTrainer
+
 __version__ = "0.1.0"
+
+_ON_DEMAND = {"MultiTaskTrainer": "lorachord.training", "Task": "lorachord.data"}
+"""Where the names lie that are imported when they are first asked for."""
 
 __all__ = [
     "Adapter",
@@ -42,8 +52,10 @@ __all__ = [
     "LorachordConfig",
     "MethodConfig",
     "Mixing",
+    "MultiTaskTrainer",
     "RankConfig",
     "Surgeon",
+    "Task",
     "TaskHeads",
     "TaskVectors",
     "add_heads",
@@ -68,3 +80,13 @@ __all__ = [
     "router_load",
     "target_layers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

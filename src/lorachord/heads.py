@@ -57,6 +57,11 @@ class TaskHeads(nn.Module):
         """The head of one task."""
         return self.heads[key(task)]
 
+    @property
+    def num_outputs(self) -> dict[str, int]:
+        """Outputs of each task's head, in the order of the tasks."""
+        return {task: _width(self.of(task)) for task in self.shared.task_names[HEADS].names}
+
 
 def key(task: str) -> str:
     """A task's name as a module name, which cannot hold a dot."""
@@ -102,6 +107,32 @@ def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
     return found[-1] if found else None
 
 
+def check_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> None:
+    """Whether a sequence classifier has the heads that tasks need.
+
+    Args:
+        num_outputs: outputs of each task's head, in the order of the tasks.
+
+    Raises:
+        ValueError: one head of another width, or heads per task for other tasks, widths or in another order; the
+            message has the call that makes them.
+    """
+    wanted, call = dict(num_outputs), f"lc.add_heads(base, {dict(num_outputs)}), before lc.attach"
+    found = heads_of(model)
+    if found is None:
+        width: int = model.config.num_labels  # type: ignore[union-attr, assignment]
+        if set(wanted.values()) != {width}:
+            needed = ", ".join(f"{task} {outputs}" for task, outputs in wanted.items())
+            raise ValueError(
+                f"The model has one head, with {width} output(s), and the tasks need other widths: {needed}. Give each "
+                f"task a head of its own: {call}."
+            )
+    elif list(found[1].num_outputs.items()) != list(wanted.items()):
+        raise ValueError(
+            f"The model has heads for {found[1].num_outputs}, and the tasks, in their order, need {wanted}: {call}."
+        )
+
+
 def begin_at(model: nn.Module, task: str, value: float) -> None:
     """Let the head of a regression start with `value` for every input, up to its random weights; in place.
 
@@ -129,7 +160,7 @@ def keep_head(model: nn.Module, task: str | int | None) -> nn.Module:
         path, heads = found
         head = heads.of(_named(heads, task))
         model.set_submodule(path, head)
-        width = [module for module in head.modules() if isinstance(module, nn.Linear)][-1].out_features
+        width = _width(head)
         model.config.num_labels = model.num_labels = width  # type: ignore[union-attr, assignment]
     return model
 
@@ -153,6 +184,10 @@ def _named(heads: TaskHeads, task: str | int | None) -> str:
     if task is None:
         raise ValueError(f"There is a head for each task, so say which task: {', '.join(names.names)}.")
     return names.names[names.index(task)]
+
+
+def _width(head: nn.Module) -> int:
+    return [module for module in head.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 
 def _of_width(head: nn.Module, width: int) -> nn.Module:

@@ -18,7 +18,6 @@ from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import single_recipes, train
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch, read
-from lorachord.training.batches import EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer, answers
 from tests.tiny_data import own, recipe, rows, save_model, task_of, tokenizer, tree, write_data
 from tests.tiny_models import tiny
@@ -54,7 +53,8 @@ def trainer(out: Path, name: str | None, scale: float = 1.0, **settings: Any) ->
     return MultiTaskTrainer(
         model,
         args,
-        batches=EncoderBatches(tokenizer(), TASKS),
+        tasks=TASKS,
+        tokenizer=tokenizer(),
         train_data=[part.train for part in parts],
         eval_data=[part.val for part in parts],
         mixture=mixture,

@@ -17,8 +17,8 @@ from lorachord.fusion.load import load_task_vectors
 from lorachord.runs.adapters import find, folders, load_base, load_tasks
 from lorachord.runs.train import train
 from lorachord.runs.use import load_run
-from lorachord.training.batches import EncoderBatches
-from lorachord.training.inputs import input_batches
+from lorachord.training.encoder import Encoder
+from lorachord.training.fusion_batches import input_batches
 from lorachord.training.scoring import predict
 from tests.tiny_data import own, recipe, task_of, tokenizer
 from tests.tiny_models import token_ids
@@ -186,9 +186,9 @@ def test_batches_without_labels_do_not_read_them():
 
     task = task_of(own("colour")[0])
     example = Blind(first="red up", second="", label=1, idx=0)
-    (batch,) = input_batches(EncoderBatches(tokenizer(), (task,)), [example], 0)
+    (batch,) = input_batches(Encoder(tokenizer(), (task,)), [example], 0)
     assert batch.answers is None
-    (labelled,) = input_batches(EncoderBatches(tokenizer(), (task,)), [dict(example)], 0, labelled=True)
+    (labelled,) = input_batches(Encoder(tokenizer(), (task,)), [dict(example)], 0, labelled=True)
     assert labelled.answers is not None
     assert labelled.answers.tolist() == [1.0]
 
@@ -199,12 +199,12 @@ def test_individual_predictions_are_those_of_the_adapter(runs: Path, task_files:
     tasks = load_tasks(given, tokens, part, str(task_files))
     vectors = load_task_vectors(base, folders(given))
     assert tasks.data is not None
-    assert tasks.batches is not None
+    assert tasks.kind is not None
     rows = tasks.data.data[1].dev
     with single(vectors, 1).model() as model:
-        found = predict(model, tasks.batches, rows, 1)
-    model, batches, _ = load_run(runs / "encoder" / "size")
-    expected = predict(model, batches, rows, 0)
+        found = predict(model, tasks.kind, rows, 1)
+    model, kind, _ = load_run(runs / "encoder" / "size")
+    expected = predict(model, kind, rows, 0)
     for left, right in zip(found, expected, strict=True):
         assert left["scores"] == pytest.approx(right["scores"], abs=1e-5)
 

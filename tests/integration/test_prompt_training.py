@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainingArguments
 
 import lorachord as lc
@@ -13,8 +12,9 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.task import Source, Task
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate
-from lorachord.training.batches import DecoderBatches, EncoderBatches
-from lorachord.training.intuition import with_embeddings
+from lorachord.training.decoder import Decoder
+from lorachord.training.encoder import Encoder
+from lorachord.training.prompt_embeddings import with_embeddings
 from lorachord.training.trainer import MultiTaskTrainer
 from lorachord.tuner.prompt_clusters import embed_prompts
 from tests import tiny_data
@@ -45,13 +45,21 @@ def test_an_encoder_that_is_not_there_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def trained(model: Any, batches: Any, task: Task, out: Path, **settings: Any) -> MultiTaskTrainer:
-    data = [Dataset.from_list(examples(task))]
+def trained(model: Any, task: Task, out: Path, **settings: Any) -> MultiTaskTrainer:
+    data = [rows(task, 40, 1)]
     args = TrainingArguments(
         str(out), max_steps=3, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, **settings
     )
     mixture = TaskMixture([len(data[0])], batch_size=8, num_batches=3)
-    return MultiTaskTrainer(model, args, batches=batches, train_data=data, eval_data=data, mixture=mixture)
+    return MultiTaskTrainer(
+        model,
+        args,
+        tasks=[task],
+        tokenizer=tiny_data.tokenizer(),
+        train_data=data,
+        eval_data=data,
+        mixture=mixture,
+    )
 
 
 def examples(task: Task) -> list[dict[str, Any]]:
@@ -63,23 +71,22 @@ def examples(task: Task) -> list[dict[str, Any]]:
 
 def test_a_training_step_pays_nothing_for_embeddings(tmp_path: Path) -> None:
     model = lc.attach(tiny("llama"), "mor1e", tasks=["choice"], **OPTIONS["mor1e"])
-    batches = DecoderBatches(tiny_data.tokenizer(), (CHOICE,))
-    trainer = trained(model, batches, CHOICE, tmp_path)
+    trainer = trained(model, CHOICE, tmp_path)
     passes: list[int] = []
     model.get_base_model().model.register_forward_hook(lambda *_: passes.append(1))
     trainer.train()
     assert len(passes) == 3
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_a_rows_embedding_is_that_of_its_own_prompt(kind: str) -> None:
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_a_rows_embedding_is_that_of_its_own_prompt(name: str) -> None:
     tokenizer = tiny_data.tokenizer()
-    base, made = (tiny("bert"), EncoderBatches) if kind == "encoder" else (tiny("llama"), DecoderBatches)
+    base, made = (tiny("bert"), Encoder) if name == "encoder" else (tiny("llama"), Decoder)
     model = lc.attach(base, "mor1e", tasks=["choice"], **OPTIONS["mor1e"])
     perturb(model)
-    batches, some = made(tokenizer, (CHOICE,)), examples(CHOICE)[:5]
-    (embedded,) = with_embeddings(model, batches, [some], batch_size=2)
-    batch = batches([{**embedded[row], "task": 0} for row in range(5)])
+    kind, some = made(tokenizer, (CHOICE,)), examples(CHOICE)[:5]
+    (embedded,) = with_embeddings(model, kind, [some], batch_size=2)
+    batch = kind.collate([{**embedded[row], "task": 0} for row in range(5)])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels") if name in batch}
     assert len(batch["embedding"]) == len(batch["input_ids"])
     # The cached ones are kept in half precision.
@@ -89,9 +96,8 @@ def test_a_rows_embedding_is_that_of_its_own_prompt(kind: str) -> None:
 def test_a_decoders_training_loss_is_that_of_a_pass_with_labels(tmp_path: Path) -> None:
     model = lc.attach(tiny("llama"), "mixlora", tasks=["choice"], **OPTIONS["mixlora"])
     perturb(model, 0.5)
-    batches = DecoderBatches(tiny_data.tokenizer(), (CHOICE,))
-    trainer = trained(model, batches, CHOICE, tmp_path)
-    batch = batches([{**example, "task": 0} for example in examples(CHOICE)[:6]])
+    trainer = trained(model, CHOICE, tmp_path)
+    batch = trainer.kind.collate([{**example, "task": 0} for example in examples(CHOICE)[:6]])
     losses, outputs = trainer.task_losses(model, batch)
     labelled = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")})
     torch.testing.assert_close(outputs.logits, labelled.logits)
@@ -103,8 +109,7 @@ def test_a_decoders_training_loss_is_that_of_a_pass_with_labels(tmp_path: Path) 
 )
 def test_weight_decay_leaves_alone_what_a_method_says(method: str, kept: set[str], tmp_path: Path) -> None:
     model = lc.attach(tiny("llama"), method, tasks=["choice"], **OPTIONS.get(method, {}))
-    batches = DecoderBatches(tiny_data.tokenizer(), (CHOICE,))
-    optimizer = trained(model, batches, CHOICE, tmp_path, weight_decay=0.1).create_optimizer()
+    optimizer = trained(model, CHOICE, tmp_path, weight_decay=0.1).create_optimizer()
     names = {id(p): name.rpartition(".")[2] for name, p in model.named_parameters()}
     decays: dict[float, set[str]] = {0.0: set(), 0.1: set()}
     for group in optimizer.param_groups:

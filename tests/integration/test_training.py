@@ -15,8 +15,8 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.data.task import Source, Task
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches
-from lorachord.training.losses import decoder_losses, encoder_losses
+from lorachord.training.decoder import IGNORED, Decoder
+from lorachord.training.encoder import Encoder
 from lorachord.training.scoring import predict, save_records, score_records
 from lorachord.training.trainer import MultiTaskTrainer
 from tests import tiny_data
@@ -50,28 +50,36 @@ def encoder(method: str = "mtl_lora", tasks: tuple[Task, ...] = TASKS) -> Any:
     return lc.attach(base, method, tasks=[task.name for task in tasks], r=4)
 
 
-def trainer(model: Any, batches: Any, parts: list[Any], out: Path, **settings: Any) -> MultiTaskTrainer:
+def trainer(model: Any, kind: Any, parts: list[Any], out: Path, **settings: Any) -> MultiTaskTrainer:
     defaults = dict(max_steps=8, learning_rate=1e-2, logging_steps=4, save_strategy="no", report_to=[], seed=0)
     args = TrainingArguments(output_dir=str(out), disable_tqdm=True, use_cpu=True, **{**defaults, **settings})
     mixture = TaskMixture([len(part.train) for part in parts], batch_size=16, num_batches=8)
     train, val = [part.train for part in parts], [part.val for part in parts]
-    return MultiTaskTrainer(model, args, batches=batches, train_data=train, eval_data=val, mixture=mixture)
+    return MultiTaskTrainer(
+        model,
+        args,
+        tasks=kind.tasks,
+        tokenizer=kind.tokenizer,
+        max_length=kind.max_length,
+        train_data=train,
+        eval_data=val,
+        mixture=mixture,
+    )
 
 
 def test_an_encoders_losses_are_means_over_each_tasks_examples(tokenizer: Any) -> None:
-    batches, model = EncoderBatches(tokenizer, TASKS), encoder().eval()
+    kind, model = Encoder(tokenizer, TASKS), encoder().eval()
     perturb(model, 0.3)
     mixed = examples()
-    batch = batches(mixed)
+    batch = kind.collate(mixed)
     assert batch["num_rows"] == [1] * 9 + [len(example["choices"]) for example in mixed[9:]]
-    tasks, num_rows, answers = batch.pop("tasks"), batch.pop("num_rows"), batch.pop("answers")
-    with lc.on_task(model, tasks):
-        losses = encoder_losses(model(**batch).logits, answers, num_rows, tasks, TASKS)
+    with lc.on_task(model, batch["tasks"]):
+        losses = kind.losses(model(**kind.inputs(batch)).logits, batch)
 
     for index, task in enumerate(TASKS):
         terms = []
         for example in mixed[3 * index : 3 * index + 3]:
-            alone = batches([example])
+            alone = kind.collate([example])
             with lc.on_task(model, index):
                 output = model(**{name: alone[name] for name in ("input_ids", "attention_mask")}).logits
             label = torch.tensor(example["label"])
@@ -89,34 +97,27 @@ def test_the_unit_of_its_numbers_does_not_weigh_a_regression(tokenizer: Any, tmp
         parts = [
             from_rows(tasks[0], {"train": [{**row, "label": unit * row["label"]} for row in rows(tasks[0], 80, 1)]})
         ]
-        made = trainer(encoder(tasks=tasks), EncoderBatches(tokenizer, tasks), parts, tmp_path)
-        batch = EncoderBatches(tokenizer, tasks)([{**parts[0].train[row], "task": 0} for row in range(8)])
+        kind = Encoder(tokenizer, tasks)
+        made = trainer(encoder(tasks=tasks), kind, parts, tmp_path)
+        batch = kind.collate([{**parts[0].train[row], "task": 0} for row in range(8)])
         outputs = unit * torch.arange(8.0).view(8, 1)
-        found.append(
-            encoder_losses(outputs, batch["answers"], batch["num_rows"], batch["tasks"], tasks, made.variances)
-        )
+        found.append(kind.losses(outputs, batch, made.variances))
     torch.testing.assert_close(found[1][0], found[0][0])
     # And a constant guess of the mean has a loss of about 1.
-    variance = encoder_losses(
-        torch.full((8, 1), unit * 0.5), batch["answers"], batch["num_rows"], batch["tasks"], tasks, made.variances
-    )
+    variance = kind.losses(torch.full((8, 1), unit * 0.5), batch, made.variances)
     assert 0.8 < float(variance[0]) < 1.2
 
 
 def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: Any) -> None:
     tasks = TASKS[:2]
-    batches, model = DecoderBatches(tokenizer, tasks), tiny("llama")
+    kind, model = Decoder(tokenizer, tasks), tiny("llama")
     mixed = examples(tasks)
-    batch = batches(mixed)
-    found = decoder_losses(
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits,
-        batch["labels"],
-        batch["tasks"],
-    )
+    batch = kind.collate(mixed)
+    found = kind.losses(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch)
     for index in range(2):
         terms = []
         for example in mixed[3 * index : 3 * index + 3]:
-            ids, labels = batches.row(tasks[index].render(example), tasks[index].target(example), end=True)
+            ids, labels = kind.row(tasks[index].render(example), tasks[index].target(example), end=True)
             assert [token for token in labels if token != IGNORED] == ids[-2:]
             assert tokenizer.decode(ids[-2:]) == f"{tasks[index].target(example)} [EOS]"
             logits = model(input_ids=torch.tensor([ids])).logits[0]
@@ -126,7 +127,7 @@ def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: An
 
 def test_training_learns_every_task_and_logs_each(tokenizer: Any, tmp_path: Path) -> None:
     parts, model = data(), encoder()
-    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path, max_steps=60)
+    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path, max_steps=60)
     made.mixture = TaskMixture([len(part.train) for part in parts], batch_size=16, num_batches=60)
     made.train()
     logged = [entry for entry in made.state.log_history if "loss" in entry]
@@ -141,7 +142,7 @@ def test_training_learns_every_task_and_logs_each(tokenizer: Any, tmp_path: Path
 
 def test_records_are_scored_again_without_the_model(tokenizer: Any, tmp_path: Path) -> None:
     parts, model = data(), encoder()
-    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path)
+    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path)
     records = made.predict_tasks()
     save_records(tmp_path / "predictions", {**records, "suite/nested": records["size"]})
     assert (tmp_path / "predictions" / "suite" / "nested.jsonl").is_file()
@@ -157,7 +158,7 @@ def test_accumulated_batches_step_like_the_mean_of_their_gradients(tokenizer: An
     parts, model = data(), encoder(method)
     perturb(model, 0.1)
     settings = dict(max_steps=1, gradient_accumulation_steps=2, optim="sgd", learning_rate=0.5, max_grad_norm=0)
-    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path, lr_scheduler_type="constant", **settings)
+    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path, lr_scheduler_type="constant", **settings)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -179,7 +180,7 @@ def trained(tokenizer: Any, out: Path, rule: str | None, **settings: Any) -> tup
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, out, optim="sgd", max_grad_norm=0, **settings)
+    made = trainer(model, Encoder(tokenizer, TASKS), parts, out, optim="sgd", max_grad_norm=0, **settings)
     if rule is not None:
         made.surgeon = Surgeon(model, rule)
     made.train()
@@ -212,15 +213,15 @@ def test_surgery_changes_the_factors_alone_and_says_how_far(tokenizer: Any, tmp_
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tokenizer: Any, tmp_path: Path) -> None:
-    batches, ends = EncoderBatches(tokenizer, TASKS), []
+    kind, ends = Encoder(tokenizer, TASKS), []
     for interrupted in (False, True):
         torch.manual_seed(0)
         out = tmp_path / str(interrupted)
-        made = trainer(encoder(), batches, data(), out, save_strategy="steps", save_steps=4)
+        made = trainer(encoder(), kind, data(), out, save_strategy="steps", save_steps=4)
         made.train()
         if interrupted:
             torch.manual_seed(0)
-            made = trainer(encoder(), batches, data(), out)
+            made = trainer(encoder(), kind, data(), out)
             made.train(resume_from_checkpoint=str(out / "checkpoint-4"))
         ends.append({name: p.detach() for name, p in made.model.named_parameters() if p.requires_grad})
     for name, parameter in ends[0].items():
@@ -233,11 +234,11 @@ def test_a_decoder_trains_and_is_scored_on_its_options(tokenizer: Any, tmp_path:
     model = lc.attach(
         tiny("llama"), "lora", r=8, target_modules="all-linear", modules_to_save=["lm_head", "embed_tokens"]
     )
-    made = trainer(model, DecoderBatches(tokenizer, tasks), parts, tmp_path, max_steps=60)
+    made = trainer(model, Decoder(tokenizer, tasks), parts, tmp_path, max_steps=60)
     made.mixture = TaskMixture([len(part.train) for part in parts], batch_size=16, num_batches=60)
     made.train()
     assert made.evaluate([part.dev for part in parts])["eval_worst"] > 0.9
-    record = predict(model, made.batches, parts[0].dev, 0)[0]
+    record = predict(model, made.kind, parts[0].dev, 0)[0]
     assert len(record["scores"]) == 2
     assert record["prediction"] == int(record["scores"][1] > record["scores"][0])
     assert "prediction_normalised" in record
@@ -245,12 +246,12 @@ def test_a_decoder_trains_and_is_scored_on_its_options(tokenizer: Any, tmp_path:
 
 def test_free_answers_are_written_greedily_whatever_the_padding(tokenizer: Any) -> None:
     task = Task(name="echo", kind="generation", source=MEMORY, text=("sentence1",), group="idx")
-    model, batches = lc.attach(tiny("llama"), "lora"), DecoderBatches(tokenizer, (task,))
+    model, kind = lc.attach(tiny("llama"), "lora"), Decoder(tokenizer, (task,))
     rows = {"first": ["red", "blue big small"], "second": ["", ""], "label": ["up", "down"], "idx": [0, 1]}
-    both = predict(model, batches, Dataset.from_dict(rows), 0, max_new_tokens=5)
+    both = predict(model, kind, Dataset.from_dict(rows), 0, max_new_tokens=5)
     for index in range(2):
         one = Dataset.from_dict({key: value[index : index + 1] for key, value in rows.items()})
-        assert both[index]["text"] == predict(model, batches, one, 0, max_new_tokens=5)[0]["text"]
+        assert both[index]["text"] == predict(model, kind, one, 0, max_new_tokens=5)[0]["text"]
 
 
 @pytest.mark.parametrize("name", ["train_data", "task_weights"])
@@ -261,4 +262,4 @@ def test_numbers_that_do_not_fit_are_refused(tokenizer: Any, tmp_path: Path, nam
     given[name] = [1.0, 2.0]
     args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     with pytest.raises(ValueError, match=f"{name} has 2 entries for 4 tasks"):
-        MultiTaskTrainer(encoder(), args, batches=EncoderBatches(tokenizer, TASKS), **given)
+        MultiTaskTrainer(encoder(), args, tasks=TASKS, tokenizer=tokenizer, **given)

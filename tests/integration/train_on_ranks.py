@@ -19,7 +19,6 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.distributed import from_first, is_sharded
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.training.batches import EncoderBatches
 from lorachord.training.trainer import MultiTaskTrainer
 from tests.tiny_data import own, rows, task_of, tokenizer
 from tests.tiny_models import perturb, tiny
@@ -71,7 +70,8 @@ def main(out: str, method: str, rule: str, name: str = "equal", placing: str = "
     trainer = MultiTaskTrainer(
         model,
         args,
-        batches=EncoderBatches(tokenizer(), TASKS),
+        tasks=TASKS,
+        tokenizer=tokenizer(),
         train_data=[part.train for part in parts],
         eval_data=[part.val for part in parts],
         mixture=TaskMixture(sizes, batch_size=BATCH, rank=args.process_index, world_size=args.world_size),

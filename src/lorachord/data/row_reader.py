@@ -36,7 +36,7 @@ class RowReader:
         Raises:
             ValueError: a column is missing or holds something else than the kind of the task needs.
         """
-        texts = [self._text(row, position, column) for column in self.task.text]
+        texts = [self._text(row, position, column) for column in self.task.text_columns]
         example: Example = {"first": texts[0], "second": texts[1] if len(texts) == 2 else ""}
         if self.task.kind == "multiple_choice":
             example["choices"] = self._options(row, position)
@@ -45,9 +45,17 @@ class RowReader:
         example["idx"] = int(own) if not isinstance(own, bool) and isinstance(own, Integral) else position
         return example
 
+    def raw_label(self, row: Mapping[str, Any], position: int) -> Any:
+        """The label as it is written in a row.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        return self._value(row, position, self.task.label)
+
     def group(self, row: Mapping[str, Any], position: int) -> str:
         """What keeps this row with others when val is drawn: its group columns, whatever their case and spacing."""
-        columns = self.task.group or self.task.text[0]
+        columns = self.task.group or self.task.text_columns[0]
         values = [self._value(row, position, name) for name in ([columns] if isinstance(columns, str) else columns)]
         # A list is a set of options here, whose order says nothing about where the row came from.
         parts = [" ".join(sorted(map(str, value))) if isinstance(value, list) else str(value) for value in values]
@@ -97,7 +105,7 @@ class RowReader:
         return list(options)
 
     def _label(self, row: Mapping[str, Any], position: int, names: Sequence[str]) -> int | float | str:
-        value = self._value(row, position, self.task.label)
+        value = self.raw_label(row, position)
         if self.task.kind == "generation":
             if not isinstance(value, str):
                 raise self._error(position, f"the label must be a text; it is {value!r}.")

@@ -1,4 +1,4 @@
-"""From a task to its datasets: hub names, local folders and files, rows in memory. The only importer of `datasets`.
+"""From a task to its datasets: hub names, local folders and files, rows in memory.
 
 Three splits with three jobs: `train`; `val`, to choose by (early stopping, learning rates); `dev` and `test`, to report
 alone. Where the source has no val, it is a tenth of train, in whole groups, so that no group is on both sides.
@@ -6,23 +6,27 @@ alone. Where the source has no val, it is a tenth of train, in whole groups, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset  # type: ignore[import-untyped]
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value, load_dataset  # type: ignore[import-untyped]
 from datasets import List as ListOf
 
 from lorachord.data.files import Row
+from lorachord.data.labels import infer_labels
 from lorachord.data.locate import REQUIRED, Opened, choose_splits, describe, open_local
+from lorachord.data.memory import EXAMPLES, RowsInMemory, opened_rows, with_class_names
 from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.split import FRACTION, cut, draw, place
 from lorachord.data.task import SPLITS, Source, Task
 from lorachord.messages import suggest
 
+IN_MEMORY = Source(path="memory")
+"""Columns are called as the task calls them."""
 SHUFFLE_BUFFER = 1000
 """Rows among which a stream is shuffled."""
 
@@ -58,33 +62,45 @@ def load_task(task: Task, *, data_dir: str | Path | None = None, seed: int = 0, 
             its hash is in the lowest tenth, and val is a stream too unless the source has one. Default false.
 
     Raises:
-        ValueError: a file, split or column that is missing; an empty split; a label or option list that does not fit;
-            one class only in train; text that is not UTF-8.
+        ValueError: neither source nor folder; a file, split or column that is missing; an empty split; a label or
+            option list that does not fit; one class only in train; text that is not UTF-8.
     """
     source = task.source if data_dir is None else Source(path=str(Path(data_dir).expanduser().absolute() / task.name))
+    if source is None:
+        raise ValueError(
+            f"Task {task.name!r} has no source: give it one (source=Source(path=...)), or a folder with a folder of "
+            "files per task (data_dir=..., --data on the command line), or its rows in memory (from_rows, or "
+            "train_data of MultiTaskTrainer)."
+        )
+    if task.needs_labels:
+        raise ValueError(f"Task {task.name!r}: write the names of its classes, labels=('...', '...').")
     opened = open_local(task, source)
     if opened is None:
         opened = _open_hub(task, source, streaming)
-    return _stream(task, source, opened, seed) if streaming else _assemble(task, source, opened, seed)
+    if streaming:
+        return _stream(task, source, opened, seed)
+    return TaskData(task=task, **assemble(task, source, opened, seed))
 
 
-def from_rows(task: Task, splits: Mapping[str, Iterable[Row]], *, seed: int = 0) -> TaskData:
+def from_rows(task: Task, splits: Mapping[str, RowsInMemory], *, seed: int = 0) -> TaskData:
     """The same from rows in memory, whose columns are called as the task calls them.
 
     Args:
+        task: without labels, its classes are the texts that are found as labels, in sorted order.
         splits: "train", and any of "val", "dev" and "test". Without dev, a tenth of train is drawn for it.
         seed: as in `load_task`.
 
     Raises:
-        ValueError: as `load_task`, or an unknown split.
+        ValueError: as `load_task` and `labels.infer_labels`, or an unknown split.
     """
     for name in splits:
         if name not in SPLITS:
             raise ValueError(f"Task {task.name!r}: there is no split {name!r}. {suggest(name, SPLITS)}")
     if "train" not in splits:
         raise ValueError(f"Task {task.name!r} has no rows for train; it has {', '.join(splits) or 'none'}.")
-    opened = {name: Opened(describe(name, task, "in memory"), partial(list, rows)) for name, rows in splits.items()}
-    return _assemble(task, Source(path="memory"), opened, seed)
+    opened = {name: opened_rows(rows, describe(name, task, "in memory")) for name, rows in splits.items()}
+    task = infer_labels(with_class_names(task, splits), opened, IN_MEMORY)
+    return TaskData(task=task, **assemble(task, IN_MEMORY, opened, seed))
 
 
 def _open_hub(task: Task, source: Source, streaming: bool) -> dict[str, Opened]:
@@ -118,12 +134,14 @@ def _features(task: Task) -> Features:
     return Features({**features, "idx": Value("int64")})
 
 
-def _dataset(task: Task, examples: list[Example]) -> Dataset:
+def to_dataset(task: Task, examples: list[Example]) -> Dataset:
+    """A Dataset of a task's examples, which `memory.is_examples` recognises."""
     features = _features(task)
-    return Dataset.from_dict({name: [example[name] for example in examples] for name in features}, features=features)
+    columns = {name: [example[name] for example in examples] for name in features}
+    return Dataset.from_dict(columns, info=DatasetInfo(description=EXAMPLES, features=features))
 
 
-def _read(task: Task, source: Source, split: Opened) -> tuple[list[Example], list[str]]:
+def read_split(task: Task, source: Source, split: Opened) -> tuple[list[Example], list[str]]:
     """Every example of a split, and its group."""
     reader = RowReader(task, source, split.where)
     examples, groups = [], []
@@ -135,23 +153,31 @@ def _read(task: Task, source: Source, split: Opened) -> tuple[list[Example], lis
     return examples, groups
 
 
-def _assemble(task: Task, source: Source, opened: Mapping[str, Opened], seed: int) -> TaskData:
-    held = {name: _read(task, source, split)[0] for name, split in opened.items() if name != "train"}
-    examples, groups = _read(task, source, opened["train"])
+def assemble(
+    task: Task, source: Source, opened: Mapping[str, Opened], seed: int, drawn: Collection[str] = ("dev", "val")
+) -> dict[str, Dataset]:
+    """The datasets of a task by split: of those opened, and of those that are drawn from train.
+
+    Args:
+        opened: train, and any others.
+        drawn: the splits that are drawn from train where they are not there.
+    """
+    held = {name: read_split(task, source, split)[0] for name, split in opened.items() if name != "train"}
+    examples, groups = read_split(task, source, opened["train"])
     kept = list(range(len(examples)))
 
     def hold_out(split: str) -> None:
         try:
-            drawn = draw([groups[row] for row in kept], seed)
+            chosen = draw([groups[row] for row in kept], seed)
         except ValueError as error:
             raise ValueError(f"{opened['train'].where}: {split} cannot be drawn from it: {error}") from None
-        held[split] = [examples[row] for at, row in enumerate(kept) if at in drawn]
-        kept[:] = [row for at, row in enumerate(kept) if at not in drawn]
+        held[split] = [examples[row] for at, row in enumerate(kept) if at in chosen]
+        kept[:] = [row for at, row in enumerate(kept) if at not in chosen]
 
-    if "dev" not in held:
+    if "dev" in drawn and "dev" not in held:
         hold_out("dev")
     kept[:] = [kept[at] for at in cut(len(kept), task.max_rows, seed)]
-    if "val" not in held:
+    if "val" in drawn and "val" not in held:
         hold_out("val")
     train = [examples[row] for row in kept]
     seen = {example["label"] for example in train}
@@ -160,8 +186,7 @@ def _assemble(task: Task, source: Source, opened: Mapping[str, Opened], seed: in
             f"{opened['train'].where}: all {len(train)} rows have the one class {task.labels[seen.pop()]!r}, so there "
             "is nothing to learn. Check the label column, or raise max_rows."
         )
-    sets = {name: _dataset(task, rows) for name, rows in held.items()}
-    return TaskData(task=task, train=_dataset(task, train), **sets)
+    return {name: to_dataset(task, rows) for name, rows in {"train": train, **held}.items()}
 
 
 def _streamed(reader: RowReader, split: Opened, max_rows: int | None, seed: int, val: bool | None) -> Iterator[Example]:
@@ -186,7 +211,8 @@ def _stream(task: Task, source: Source, opened: Mapping[str, Opened], seed: int)
     def stream(val: bool | None) -> IterableDataset:
         return IterableDataset.from_generator(_streamed, features=_features(task), gen_kwargs={**shared, "val": val})
 
-    sets = {name: _dataset(task, _read(task, source, split)[0]) for name, split in opened.items() if name != "train"}
+    held = {name: read_split(task, source, split)[0] for name, split in opened.items() if name != "train"}
+    sets = {name: to_dataset(task, rows) for name, rows in held.items()}
     in_train = None if "val" in sets else False
     sets.setdefault("val", stream(True))
     shuffled = stream(in_train).shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)

@@ -33,7 +33,7 @@ def draw(groups: Sequence[str], seed: int) -> set[int]:
     if len(members) < 2:
         raise ValueError(
             f"its {len(groups)} row(s) form {len(members)} group(s), and a held-out split needs a group of its own. "
-            "Give more rows, another `group` column, or a source with a split of that name."
+            "Give more rows, another `group` column, or a split of that name."
         )
     wanted = max(1, round(FRACTION * len(groups)))
     drawn: set[int] = set()

@@ -18,6 +18,8 @@ DEFAULT_METRICS = {
     "generation": "rouge_l",
 }
 KINDS = tuple(DEFAULT_METRICS)
+CLASSES = ("classification", "pair")
+"""The kinds whose answer is one of a few classes, the same in every row."""
 SPLITS = ("train", "val", "dev", "test")
 
 
@@ -53,24 +55,20 @@ class Source:
                 raise ValueError(f"A source has no split {split!r}. {suggest(split, SPLITS)}")
 
 
-def _is_tuple(value: object) -> bool:
-    # One name without its comma is a string, whose letters would pass for names.
-    return isinstance(value, tuple)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task of a mixture.
 
     Args:
-        name: unique among the tasks of a run; also its folder's name under a data directory.
+        name: unique among the tasks of a run; also its folder's name under a data directory. May be given by position.
         kind: `classification` (one text -> class), `pair` (two texts -> class), `regression` (-> number),
             `multiple_choice` (-> one of the row's options), `generation` (-> text).
-        source: where its rows are.
-        text: one or two columns that make the input.
+        text: one or two columns that make the input; one may be given as a string.
+        source: where its rows are. Default: none, the rows are given in memory or lie under a data directory.
         label: the column of the answer. Default "label".
         choices: the column of the row's options, for multiple_choice. Default "choices".
-        labels: class names in the order of the label indices; at least two, for classification and pair only.
+        labels: class names in the order of the label indices; at least two, for classification and pair only. Without a
+            source they may be left out: then they are read from the rows, see `labels.infer_labels`.
         answers: what a decoder writes for each class. Default: the class names.
         prompt: what a decoder reads: a `str.format` template over `first`, `second`, `options`. Its answer follows
             after one space. Default: the texts, the options if they are classes, and "Answer:", a line each.
@@ -82,10 +80,10 @@ class Task:
         ValueError: any of these does not fit the others; the message says what would.
     """
 
-    name: str
+    name: str = field(kw_only=False)
     kind: str
-    source: Source
-    text: tuple[str, ...]
+    text: str | tuple[str, ...]
+    source: Source | None = None
     label: str = "label"
     choices: str = "choices"
     labels: tuple[str, ...] = ()
@@ -101,13 +99,16 @@ class Task:
         if self.kind not in KINDS:
             raise self._error(f"there is no kind {self.kind!r}. {suggest(self.kind, KINDS)}")
         counts = {"classification": (1,), "pair": (2,)}.get(self.kind, (1, 2))
-        if not _is_tuple(self.text) or len(self.text) not in counts:
+        if isinstance(self.text, str):
+            object.__setattr__(self, "text", (self.text,))
+        if not isinstance(self.text, tuple) or len(self.text) not in counts:
             wanted = " or ".join(str(count) for count in counts)
             raise self._error(f"text is a tuple of {wanted} column name(s) for {self.kind}; got {self.text!r}.")
         self._check_classes()
         # The defaults that depend on other fields, filled in once so that no reader has to know them.
         object.__setattr__(self, "answers", self.answers or self.labels)
-        object.__setattr__(self, "prompt", self.prompt or default_template(len(self.text), bool(self.labels)))
+        template = default_template(len(self.text_columns), self.kind in CLASSES)
+        object.__setattr__(self, "prompt", self.prompt or template)
         object.__setattr__(self, "metric", self.metric or DEFAULT_METRICS[self.kind])
         self._check_prompt()
         if self.kind not in get_metric(self.metric).kinds:
@@ -120,11 +121,14 @@ class Task:
         return ValueError(f"Task {self.name!r}: {message}")
 
     def _check_classes(self) -> None:
-        if self.kind not in ("classification", "pair"):
+        if self.kind not in CLASSES:
             if self.labels or self.answers:
                 raise self._error(f"labels and answers are for classification and pair; this is {self.kind}.")
             return
-        if not _is_tuple(self.labels) or len(self.labels) < 2:
+        if self.needs_labels and self.source is None:
+            return
+        # One name without its comma is a string, whose letters would pass for names.
+        if not isinstance(self.labels, tuple) or len(self.labels) < 2:
             raise self._error(f"{self.kind} needs the names of at least two classes as labels; got {self.labels!r}.")
         for field_name, values in (("labels", self.labels), ("answers", self.answers or self.labels)):
             if len(values) != len(self.labels):
@@ -133,7 +137,7 @@ class Task:
                 raise self._error(f"{field_name} must differ from each other; got {', '.join(values)}.")
 
     def _check_prompt(self) -> None:
-        known = ["first", "second"][: len(self.text)]
+        known = ["first", "second"][: len(self.text_columns)]
         if self.kind not in ("regression", "generation"):
             known.append("options")
         try:
@@ -142,8 +146,27 @@ class Task:
             raise self._error(str(error)) from None
 
     @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of `text`, one or two."""
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the names of the classes are still to be read from the rows."""
+        return self.kind in CLASSES and self.labels == ()
+
+    @property
     def num_outputs(self) -> int:
-        """Outputs of an encoder's head: classes; 1 for a number or an option's score; 0 for generation (no head)."""
+        """Outputs of an encoder's head: classes; 1 for a number or an option's score; 0 for generation (no head).
+
+        Raises:
+            ValueError: the classes are not known yet.
+        """
+        if self.needs_labels:
+            raise self._error(
+                "its classes are not known yet. Write their names, labels=('...', '...'), or read them from the rows: "
+                "lorachord.data.from_rows(task, {'train': rows}).task."
+            )
         if self.kind == "generation":
             return 0
         return len(self.labels) or 1

@@ -41,8 +41,8 @@ def merge_vectors(vectors: TaskVectors, method: FusionMethod, data: Data | None 
     """Fuse, after what can be known to be wrong has been refused.
 
     Args:
-        data: by task, batches of its inputs (`lorachord.training.inputs.input_batches` makes them). Needed by methods
-            that adapt.
+        data: by task, batches of its inputs (`lorachord.training.fusion_batches.input_batches` makes them). Needed by
+            methods that adapt.
 
     Raises:
         ValueError: data that the method needs are missing, have labels that it must not see, lack labels that it

@@ -20,7 +20,8 @@ from lorachord.runs.folder import RunFolder
 from lorachord.runs.parts import EvaluationPart, ModelPart
 from lorachord.runs.prepare import TaskSet, load_data
 from lorachord.runs.recipe import Recipe, read_recipe
-from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.kinds import MODEL_KINDS
+from lorachord.training.model_kind import ModelKind
 from lorachord.tuner import LorachordConfig
 
 
@@ -95,17 +96,17 @@ def _of_run(run: RunFolder, name: str | None) -> list[Given]:
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks that are known, with what makes their batches.
+    """The tasks that are known, and the kind of the base.
 
     Attributes:
         data: one per task; None where no recipe describes them all.
-        batches: makes batches; its tasks are all tasks, in their order.
+        kind: of the base; its tasks are all tasks, in their order.
         evaluation: how the runs were scored.
         seed: of the choice of rows to score.
     """
 
     data: TaskSet | None
-    batches: EncoderBatches | DecoderBatches | None
+    kind: ModelKind | None
     evaluation: EvaluationPart
     seed: int = 0
 
@@ -144,7 +145,7 @@ def _kind(given: Sequence[Given]) -> Any:
 def load_tasks(
     given: Sequence[Given], tokenizer: PreTrainedTokenizerBase, part: ModelPart, data_dir: str | None
 ) -> Tasks:
-    """The tasks' data and what makes batches of them, where every task is described.
+    """The tasks' data and the kind of the base, where every task is described.
 
     Args:
         data_dir: where the data lie. Default: where they lay when the runs were made.
@@ -158,10 +159,9 @@ def load_tasks(
     for each, task in zip(given, tasks, strict=True):
         assert each.recipe is not None
         parts.append(load_data(each.recipe, [task], data_dir or each.data_dir).data[0])
-    make = EncoderBatches if part.kind == "encoder" else DecoderBatches
     data = TaskSet(tuple(parts), (1.0,) * len(parts))
-    batches = make(tokenizer, tasks, max_length=part.max_length)
-    return Tasks(data, batches, recipe.evaluation, recipe.tasks.seed)
+    kind = MODEL_KINDS[part.kind](tokenizer, tasks, max_length=part.max_length)
+    return Tasks(data, kind, recipe.evaluation, recipe.tasks.seed)
 
 
 def is_routed(given: Sequence[Given]) -> bool:

@@ -19,20 +19,17 @@ from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.runs.arguments import ranks
 from lorachord.runs.prepare import TaskSet
 from lorachord.runs.recipe import Recipe
-from lorachord.training.batches import DecoderBatches, EncoderBatches
-from lorachord.training.losses import decoder_losses, encoder_losses
+from lorachord.training.model_kind import ModelKind
 from lorachord.tuner import Calibration
 from lorachord.tuner.saved_calibration import PLAIN
 
 logger = logging.getLogger("lorachord")
 MAX_ROWS = 500
 """Training rows of each task that are looked at."""
-NOT_INPUTS = {"tasks", "num_rows", "answers", "labels"}
-"""What batches hold beside the inputs of the model."""
 
 
 def calibration_of(
-    recipe: Recipe, base: nn.Module, batches: EncoderBatches | DecoderBatches, data: TaskSet, saved: Path | None
+    recipe: Recipe, base: nn.Module, kind: ModelKind, data: TaskSet, saved: Path | None
 ) -> Calibration | None:
     """What the recipe's method is fitted by, or None if it needs nothing.
 
@@ -66,38 +63,31 @@ def calibration_of(
         method.method,
         tasks=names,
         batches={
-            name: _batches(batches, own, index, size, on_inputs)
+            name: _batches(kind, own, index, size, on_inputs)
             for index, (name, own) in enumerate(zip(names, rows, strict=True))
         },
         # The rows are chosen already.
         max_samples=sys.maxsize,
-        loss=partial(_loss, batches, data.variances),
+        loss=partial(_loss, kind, data.variances),
         **options,
     )
     # Ranks are shapes: they must not differ by a rounding.
     return from_first(made)
 
 
-def _batches(
-    batches: EncoderBatches | DecoderBatches, rows: Rows, index: int, batch_size: int, inputs_alone: bool
-) -> Iterator[dict[str, Any]]:
+def _batches(kind: ModelKind, rows: Rows, index: int, batch_size: int, inputs_alone: bool) -> Iterator[dict[str, Any]]:
     examples = [{**rows[row], "task": index} for row in range(len(rows))]
     for start in range(0, len(examples), batch_size):
-        batch = batches(examples[start : start + batch_size])
-        yield {key: value for key, value in batch.items() if not inputs_alone or key not in NOT_INPUTS}
+        batch = kind.collate(examples[start : start + batch_size])
+        yield kind.inputs(batch) if inputs_alone else batch
 
 
 def _loss(
-    batches: EncoderBatches | DecoderBatches,
+    kind: ModelKind,
     variances: Mapping[int, float],
     model: nn.Module,
     batch: Mapping[str, Any],
 ) -> Tensor:
     """The loss of a batch of one task, as in training."""
-    logits = model(**{key: value for key, value in batch.items() if key not in NOT_INPUTS}).logits
-    if isinstance(batches, EncoderBatches):
-        losses = encoder_losses(logits, batch["answers"], batch["num_rows"], batch["tasks"], batches.tasks, variances)
-    else:
-        losses = decoder_losses(logits, batch["labels"], batch["tasks"])
-    [loss] = losses.values()
+    [loss] = kind.losses(model(**kind.inputs(batch)).logits, batch, variances).values()
     return loss

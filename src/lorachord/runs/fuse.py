@@ -26,7 +26,7 @@ from lorachord.heads import heads_of
 from lorachord.messages import suggest
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
 from lorachord.runs.fusion_report import ADAPT_ON, How, compare, task_batches
-from lorachord.training.inputs import input_batches
+from lorachord.training.fusion_batches import input_batches
 
 logger = logging.getLogger("lorachord")
 
@@ -111,11 +111,11 @@ def _vectors(base: nn.Module, given: Sequence[Given], tasks: Tasks, how: How) ->
     """The task vectors; those of a routed adapter with its gates averaged on each task."""
     if not is_routed(given):
         return load_task_vectors(base, folders(given))
-    if tasks.data is None or tasks.batches is None:
+    if tasks.data is None or tasks.kind is None:
         raise ValueError("The gates of a routed adapter are averaged on data: give its run folder.")
     rows = tasks.data.split(ADAPT_ON[how.adapt_on], how.max_rows, how.seed)
     data = {
-        task.name: input_batches(tasks.batches, rows[index], index, batch_size=how.batch_size, seed=how.seed)
+        task.name: input_batches(tasks.kind, rows[index], index, batch_size=how.batch_size, seed=how.seed)
         for index, task in enumerate(tasks.data.tasks)
     }
     return load_routed_task_vectors(base, given[0].folder, data)

@@ -15,8 +15,9 @@ from lorachord.fusion.predictions import Inputs
 from lorachord.messages import suggest, table
 from lorachord.runs.adapters import Tasks
 from lorachord.runs.scores import report, save_scored, score_task
-from lorachord.training.inputs import input_batches
-from lorachord.training.scoring import Record, predict
+from lorachord.training.fusion_batches import input_batches
+from lorachord.training.model_kind import Record
+from lorachord.training.scoring import predict
 
 logger = logging.getLogger("lorachord")
 SWEEP = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -69,13 +70,13 @@ class How:
 def task_batches(vectors: TaskVectors, tasks: Tasks, how: How, *, labelled: bool) -> dict[str, list[Inputs]]:
     """Batches of each task; answers that are written freely are written by the task's own adapter."""
     assert tasks.data is not None
-    assert tasks.batches is not None
+    assert tasks.kind is not None
     rows = tasks.data.split(ADAPT_ON[how.adapt_on], how.shots if labelled else how.max_rows, how.seed)
     found = {}
     for index, task in enumerate(vectors.tasks):
         with single(vectors, index).model() as writer:
             found[task] = input_batches(
-                tasks.batches,
+                tasks.kind,
                 rows[index],
                 index,
                 batch_size=how.batch_size,
@@ -97,9 +98,9 @@ def compare(merged: Merged, tasks: Tasks, how: How, out: Path) -> dict[str, Any]
     against = references(vectors, inputs)
 
     def records(candidate: Merged, index: int) -> list[Record]:
-        assert tasks.batches is not None
+        assert tasks.kind is not None
         with candidate.model() as model:
-            return predict(model, tasks.batches, rows[index], index, max_new_tokens=evaluation.max_new_tokens)
+            return predict(model, tasks.kind, rows[index], index, max_new_tokens=evaluation.max_new_tokens)
 
     def scored(name: str, made: Mapping[str, list[Record]]) -> dict[str, Any]:
         logger.info("scored: %s", name)

@@ -20,7 +20,7 @@ from lorachord.data.metrics import score
 from lorachord.data.task import Task
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.scores import NORMALISED, read_records
-from lorachord.training.scoring import Record
+from lorachord.training.model_kind import Record
 
 NUM_RESAMPLES = 1000
 LEVEL, POWER = 0.95, 0.8

@@ -30,7 +30,8 @@ from lorachord.models.resolve import resolve
 from lorachord.runs.folder import FILES, FOLDERS
 from lorachord.runs.recipe import Recipe
 from lorachord.surgery.surgeon import check_surgery
-from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.kinds import MODEL_KINDS
+from lorachord.training.model_kind import ModelKind
 from lorachord.training.trainer import answers
 from lorachord.tuner import Calibration, LorachordConfig
 
@@ -190,8 +191,8 @@ def load_data(recipe: Recipe, tasks: Sequence[Task], data_dir: str | Path | None
 
 def load_plain(
     recipe: Recipe, tasks: Sequence[Task], *, offsets: Mapping[str, float] | None = None
-) -> tuple[nn.Module, EncoderBatches | DecoderBatches]:
-    """The base with its heads, and what makes its batches. Seeds torch with the recipe's seed.
+) -> tuple[nn.Module, ModelKind]:
+    """The base with its heads, and its kind. Seeds torch with the recipe's seed.
 
     Args:
         offsets: what the new heads of regression tasks start with, by task.
@@ -199,7 +200,6 @@ def load_plain(
     part = recipe.model
     set_seed(recipe.seed)
     dtype = getattr(torch, part.dtype)
-    batches: EncoderBatches | DecoderBatches
     base: nn.Module
     if part.kind == "encoder":
         width = max(task.num_outputs for task in tasks)
@@ -208,14 +208,12 @@ def load_plain(
             base = add_heads(base, {task.name: task.num_outputs for task in tasks})
         for name, offset in (offsets or {}).items():
             begin_at(base, name, offset)
-        batches = EncoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
     else:
         base, tokenizer = load_decoder(part.name, dtype=dtype, gguf_file=part.gguf_file)
-        batches = DecoderBatches(tokenizer, tuple(tasks), max_length=part.max_length)
     longest = getattr(base.config, "max_position_embeddings", None)
     if longest is not None and part.max_length > longest:
         raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")
-    return base, batches
+    return base, MODEL_KINDS[part.kind](tokenizer, tuple(tasks), max_length=part.max_length)
 
 
 def new_adapter(

@@ -9,7 +9,8 @@ from typing import Any
 
 from lorachord.data.task import Task
 from lorachord.messages import table
-from lorachord.training.scoring import Record, save_records, score_records, summarise
+from lorachord.training.model_kind import Record
+from lorachord.training.scoring import save_records, score_records, summarise
 
 NORMALISED = "prediction_normalised"
 

@@ -25,7 +25,7 @@ from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
-from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.model_kind import ModelKind
 from lorachord.training.trainer import MultiTaskTrainer
 from lorachord.tuner import Calibration
 
@@ -73,11 +73,11 @@ def train(
 
 def _prepared(
     recipe: Recipe, data: TaskSet, resumed: RunFolder | None
-) -> tuple[PeftModel, EncoderBatches | DecoderBatches, Calibration | None]:
-    base, batches = load_plain(recipe, data.tasks, offsets=data.offsets)
+) -> tuple[PeftModel, ModelKind, Calibration | None]:
+    base, kind = load_plain(recipe, data.tasks, offsets=data.offsets)
     saved = None if resumed is None else resumed.path / CALIBRATION
-    calibration = calibration_of(recipe, base, batches, data, saved)
-    return new_adapter(recipe, base, data.tasks, calibration), batches, calibration
+    calibration = calibration_of(recipe, base, kind, data, saved)
+    return new_adapter(recipe, base, data.tasks, calibration), kind, calibration
 
 
 def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
@@ -129,14 +129,14 @@ def _train_jointly(
     folder: RunFolder,
     data: TaskSet,
     model: PeftModel,
-    batches: EncoderBatches | DecoderBatches,
+    kind: ModelKind,
     calibration: Calibration | None,
 ) -> RunFolder:
     recipe, evaluation = folder.recipe, folder.recipe.evaluation
     if calibration is not None and ranks().is_main_process:
         calibration.save(folder.path / CALIBRATION)
     checkpoints = folder.path / "checkpoints"
-    trainer = _trainer(folder, data, model, batches)
+    trainer = _trainer(folder, data, model, kind)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if last is not None:
         logger.info("going on from %s", last)
@@ -166,9 +166,7 @@ def _train_jointly(
     return folder
 
 
-def _trainer(
-    folder: RunFolder, data: TaskSet, model: PeftModel, batches: EncoderBatches | DecoderBatches
-) -> MultiTaskTrainer:
+def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind) -> MultiTaskTrainer:
     recipe = folder.recipe
     args = training_arguments(recipe, folder.path / "checkpoints")
     evaluation = recipe.evaluation
@@ -184,7 +182,9 @@ def _trainer(
     trainer = MultiTaskTrainer(
         model,
         args,
-        batches=batches,
+        tasks=kind.tasks,
+        tokenizer=kind.tokenizer,
+        max_length=kind.max_length,
         train_data=[part.train for part in data.data],
         eval_data=data.split("val", evaluation.max_rows, recipe.tasks.seed),
         mixture=mixture_of(recipe, data.sizes, args.process_index, args.world_size),

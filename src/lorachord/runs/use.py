@@ -17,7 +17,7 @@ from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.prepare import TaskSet, load_data, load_plain
 from lorachord.runs.scores import read_records, report, save_scored, score_task
-from lorachord.training.batches import DecoderBatches, EncoderBatches
+from lorachord.training.model_kind import ModelKind
 from lorachord.training.scoring import predict
 from lorachord.tuner import LorachordConfig
 
@@ -31,8 +31,8 @@ def open_run(run: str | Path) -> RunFolder:
     return RunFolder.open(run).require_finished()
 
 
-def load_run(run: str | Path) -> tuple[PeftModel, EncoderBatches | DecoderBatches, tuple[Task, ...]]:
-    """The trained model of a joint run in eval mode, what makes its batches, and its tasks.
+def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
+    """The trained model of a joint run in eval mode, its kind, and its tasks.
 
     Raises:
         ValueError: no finished run, or one of mode `single`, which has a model per task.
@@ -42,9 +42,9 @@ def load_run(run: str | Path) -> tuple[PeftModel, EncoderBatches | DecoderBatche
         names = ", ".join(task.name for task in folder.recipe.tasks.chosen())
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
-    base, batches = load_plain(folder.recipe, tasks)
+    base, kind = load_plain(folder.recipe, tasks)
     model = PeftModel.from_pretrained(base, str(folder.path / "adapter"))
-    return model.eval(), batches, tasks
+    return model.eval(), kind, tasks
 
 
 def evaluate(
@@ -74,11 +74,11 @@ def evaluate(
     part = folder.recipe.evaluation
     data: TaskSet = load_data(folder.recipe, tasks, data_dir or folder.data_dir)
     rows = data.split(split, part.max_rows, folder.recipe.tasks.seed)
-    model, batches, _ = load_run(run)
+    model, kind, _ = load_run(run)
     with autocast(folder.recipe):
         made = {
             task.name: predict(
-                model, batches, rows[index], index, batch_size=part.batch_size, max_new_tokens=part.max_new_tokens
+                model, kind, rows[index], index, batch_size=part.batch_size, max_new_tokens=part.max_new_tokens
             )
             for index, task in enumerate(tasks)
         }
@@ -120,10 +120,10 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
-    model, batches, _ = load_run(run)
+    model, kind, _ = load_run(run)
     merged: Any = merge(model, task=task, untie=True, inplace=True)
     merged.save_pretrained(str(out))
-    batches.tokenizer.save_pretrained(str(out))
+    kind.tokenizer.save_pretrained(str(out))
     return out
 
 

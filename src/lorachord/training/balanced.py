@@ -15,22 +15,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorachord.balance.base import Balance
 from lorachord.balance.popart import PopArt
+from lorachord.core.steps import go_on_from
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.task_grads import OnePass
-from lorachord.training.losses import examples_of
+from lorachord.training.model_kind import ModelKind
 
 FILE = "tasks.pt"
 """What balance and surgery remember, in a checkpoint."""
 
 
 class BalancedMixin:
-    """The balance's part of `MultiTaskMixin`, which has `balance`, `tasks`, `task_losses` and `counts`."""
+    """The balance's part of `MultiTaskMixin`, which has `balance`, `kind` and `task_losses`."""
 
     balance: Balance
     surgeon: Surgeon | None
-    tasks: tuple[Any, ...]
+    kind: ModelKind
     task_losses: Any
-    counts: Any
 
     def start_balance(self) -> None:
         """Put the balance on the model's device, and follow the optimizer's steps."""
@@ -44,9 +44,7 @@ class BalancedMixin:
         """Show the balance a batch's answers, and keep the batch if its losses will be wanted again."""
         if isinstance(self.balance, PopArt):
             self.balance.train()
-            chosen = examples_of(inputs["num_rows"], inputs["tasks"])
-            regressions = [index for index in chosen if self.tasks[index].kind == "regression"]
-            self.balance.before({index: inputs["answers"][chosen[index]] for index in regressions})
+            self.balance.before(self.kind.numbers(inputs))
         if self.balance.again:
             states: Any = get_device_states(inputs["tasks"])
             self._last = (dict(inputs), torch.get_rng_state(), states)
@@ -68,7 +66,7 @@ class BalancedMixin:
         if self.surgeon is not None and isinstance(self.surgeon.gradients, OnePass):
             # It has counted samples that no gradient comes of.
             self.surgeon.gradients.sizes_S.zero_()
-        self.balance.after(losses, self.counts(inputs))
+        self.balance.after(losses, self.kind.counts(inputs))
 
     def create_optimizer(self, *args: Any, **keywords: Any) -> torch.optim.Optimizer:
         """With what the balance learns, without weight decay."""
@@ -100,10 +98,18 @@ class BalancedMixin:
 
 
 class _Steps(TrainerCallback):
-    """Tells the mixin of each step of the optimizer."""
+    """Tells the mixin of each step of the optimizer, and methods of the step at which a run begins or goes on."""
 
     def __init__(self, trainer: BalancedMixin) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a checkpoint's state was loaded, if there is one."""
+        go_on_from(state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """What is trained next begins anew."""
+        go_on_from(0)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

@@ -1,7 +1,4 @@
-"""A Trainer for several tasks: transformers' own, with a mixture for a data loader and a loss for each task.
-
-trainer = MultiTaskTrainer(model, args, batches=batches, train_data=[...], eval_data=[...], mixture=mixture)
-"""
+"""A Trainer for several tasks: transformers' own, with a mixture for a data loader and a loss for each task."""
 
 from __future__ import annotations
 
@@ -12,31 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from lorachord.balance.base import Balance
 from lorachord.balance.by_loss import Equal
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
+from lorachord.data.task import Task, check_tasks
+from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_sets
 from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.balanced import BalancedMixin
-from lorachord.training.batches import DecoderBatches, EncoderBatches
 from lorachord.training.decay import undecayed
-from lorachord.training.intuition import with_intuition
-from lorachord.training.losses import decoder_counts, decoder_losses, encoder_counts, encoder_losses
-from lorachord.training.scoring import Record, predict, score_records, summarise
+from lorachord.training.kinds import kind_of
+from lorachord.training.mixture_loader import MixtureLoader, default_mixture
+from lorachord.training.model_checks import check_model
+from lorachord.training.model_kind import Record
+from lorachord.training.prompt_embeddings import with_intuition
+from lorachord.training.scoring import predict, score_records, summarise
 from lorachord.training.sharded import ShardedMixin
-from lorachord.tuner import on_task, penalty
-from lorachord.tuner.prompts import prompt_before
-
-
-class MixtureLoader(DataLoader[Any]):
-    """A DataLoader that passes the epoch on to its mixture: Trainer tells the loader alone."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        assert isinstance(self.batch_sampler, TaskMixture)
-        self.batch_sampler.set_epoch(epoch)
+from lorachord.tuner import penalties
 
 
 class MultiTaskMixin(BalancedMixin, ShardedMixin):
@@ -49,10 +40,15 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
     Args:
         model: with an adapter; per-task heads, if any, inside.
         args: transformers' TrainingArguments.
-        batches: makes batches of examples, and knows the tasks.
-        train_data: one map-style dataset per task.
-        eval_data: one per task, for `evaluate` (early stopping and the best checkpoint go by it: give it `val`).
-        mixture: the batch sampler over `train_data`, for this rank.
+        tasks: in the order of the adapter's and of the heads, if these have tasks.
+        train_data: the rows of each task by its name, or in the order of the tasks: lists of dicts, datasets.Dataset,
+            pandas.DataFrame, or datasets of `load_task` and `from_rows`.
+        tokenizer: of the model.
+        eval_data: likewise, for `evaluate` (early stopping and the best checkpoint go by it). Default: of a task that
+            has none, a tenth of its training rows, in whole groups.
+        max_length: tokens of a row at most; longer ones are cut. Default 128.
+        mixture: the batch sampler over `train_data`, for this rank. Default: every row once an epoch, in mixed batches
+            of `args.per_device_train_batch_size` rows a rank, by `args.seed`.
         task_weights: one per task. Default: 1 each.
         max_new_tokens: of freely written answers, when predicting. Default 64.
         surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
@@ -61,7 +57,8 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         **keywords: the Trainer's own.
 
     Raises:
-        ValueError: numbers of tasks, datasets or weights that do not fit each other.
+        ValueError: rows, tasks, weights, mixture, adapter, heads and model that do not fit each other; the message says
+            what would.
     """
 
     # The losses are means over a task's own examples, so the Trainer divides by the accumulation steps.
@@ -72,10 +69,12 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        batches: EncoderBatches | DecoderBatches,
-        train_data: Sequence[Rows],
-        eval_data: Sequence[Rows],
-        mixture: TaskMixture,
+        tasks: Sequence[Task],
+        train_data: RowsByTask,
+        tokenizer: PreTrainedTokenizerBase,
+        eval_data: RowsByTask | None = None,
+        max_length: int = 128,
+        mixture: TaskMixture | None = None,
         task_weights: Sequence[float] | None = None,
         max_new_tokens: int = 64,
         surgeon: Surgeon | None = None,
@@ -83,36 +82,44 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         watch: Watch | None = None,
         **keywords: Any,
     ) -> None:
-        self.batches, self.mixture, self.max_new_tokens = batches, mixture, max_new_tokens
-        self.surgeon, self.watch = surgeon, watch
+        check_tasks(tasks)
+        kind = kind_of(model)
+        self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(tasks)
+        if len(self.task_weights) != len(tasks):
+            raise ValueError(f"task_weights has {len(self.task_weights)} entries for {len(tasks)} tasks.")
+        sets = training_sets(tasks, train_data, eval_data)
+        self.tasks = sets.tasks
+        self.train_data: tuple[Rows, ...] = sets.train
+        self.eval_data: tuple[Rows, ...] = sets.val
+        self.kind = kind(tokenizer, self.tasks, max_length)
+        check_model(self.kind, model)
+        sizes = [len(rows) for rows in self.train_data]
+        self.mixture = mixture if mixture is not None else default_mixture(sizes, args)
+        if list(self.mixture.schedule.sizes) != sizes:
+            raise ValueError(f"The mixture is of {list(self.mixture.schedule.sizes)} rows, and the tasks have {sizes}.")
+        self.max_new_tokens, self.surgeon, self.watch = max_new_tokens, surgeon, watch
         self.operation: Operation | None = None
-        self.tasks = tuple(batches.tasks)
-        self.train_data, self.eval_data = tuple(train_data), tuple(eval_data)
-        self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(self.tasks)
-        counts = {"train_data": self.train_data, "eval_data": self.eval_data, "task_weights": self.task_weights}
-        for name, values in counts.items():
-            if len(values) != len(self.tasks):
-                raise ValueError(f"{name} has {len(values)} entries for {len(self.tasks)} tasks.")
         self.balance = balance if balance is not None else Equal([task.name for task in self.tasks])
         self.variances: dict[int, float | Tensor] = {
             index: statistics.pvariance(answers(rows)) or 1.0
             for index, (task, rows) in enumerate(zip(self.tasks, self.train_data, strict=True))
             if task.kind == "regression"
         }
-        # Each step's loss of each task, until they are logged; tensors, so that no step waits for the device.
-        self._task_losses: dict[int, list[Tensor]] = {}
+        # Each step's losses by name, until they are logged; tensors, so that no step waits for the device.
+        self._parts: dict[str, list[Tensor]] = {}
         super().__init__(  # type: ignore[call-arg]
             model=model,
             args=args,
             train_dataset=MixedDataset(self.train_data),
             eval_dataset=self.eval_data,
-            data_collator=batches,
+            data_collator=self.kind.collate,
             **keywords,
         )
         self.start_balance()
         # Once, so that no step has to, and on the device that the Trainer has moved the model to.
+        size, seed = args.per_device_eval_batch_size, args.seed
         self.train_data, self.eval_data = with_intuition(
-            model, batches, self.train_data, self.eval_data, batch_size=args.per_device_eval_batch_size, seed=args.seed
+            model, self.kind, self.train_data, self.eval_data, batch_size=size, seed=seed
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -123,7 +130,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, not sharded again: the sampler knows its rank."""
-        return MixtureLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.batches)
+        return MixtureLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.kind.collate)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -132,18 +139,16 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         if model.training:
             self.before_forward(inputs)
         losses, outputs = self.task_losses(model, inputs)
+        added = penalties(model)
         if model.training:
-            for index, loss in losses.items():
-                self._task_losses.setdefault(index, []).append(loss.detach())
+            parts = {f"loss_{self.tasks[index].name}": loss for index, loss in sorted(losses.items())}
+            for name, part in (parts | {f"penalty_{name}": term for name, term in added.items()}).items():
+                self._parts.setdefault(name, []).append(part.detach())
         self.balance.train(model.training)
-        total = self.balance(losses, self.counts(inputs), self.task_weights) + penalty(model)
+        total = self.balance(losses, self.kind.counts(inputs), self.task_weights)
+        for term in added.values():
+            total = total + term.to(total.device)
         return (total, outputs) if return_outputs else total
-
-    def counts(self, inputs: Mapping[str, Any]) -> Tensor:
-        """What each task's mean loss on this rank is over, (T,)."""
-        if isinstance(self.batches, EncoderBatches):
-            return encoder_counts(inputs["num_rows"], inputs["tasks"], len(self.tasks))
-        return decoder_counts(inputs["labels"], inputs["tasks"], len(self.tasks))
 
     def training_step(self, model: nn.Module, *args: Any, **keywords: Any) -> Tensor:
         """Forward and backward; at the end of an accumulation window, the operation on what they have left."""
@@ -161,27 +166,21 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
         """The loss of each task in a batch, by the task's index, and the model's outputs."""
-        batch = dict(inputs)
-        tasks_B, embedding_BF = batch.pop("tasks"), batch.pop("embedding", None)
-        if isinstance(self.batches, EncoderBatches):
-            num_rows, answers_E = batch.pop("num_rows"), batch.pop("answers")
-            with on_task(model, tasks_B, embedding=embedding_BF):
-                outputs = model(**batch)
-            variances = {**self.variances, **self.balance.variances()}
-            losses = encoder_losses(outputs.logits, answers_E, num_rows, tasks_B, self.tasks, variances)
-            return losses, outputs
-        labels_BL = batch.pop("labels")
-        with on_task(model, tasks_B, prompt_mask=prompt_before(labels_BL), embedding=embedding_BF):
-            outputs = model(**batch)
-        return decoder_losses(outputs.logits, labels_BL, tasks_B), outputs
+        outputs = self.kind.forward(model, inputs)
+        variances = {**self.variances, **self.balance.variances()}
+        return self.kind.losses(outputs.logits, inputs, variances), outputs
 
     def evaluate(
         self,
-        eval_dataset: Sequence[Rows] | None = None,
+        eval_dataset: RowsByTask | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Each task's metric, their mean and the worst; logged, and shown to the callbacks."""
+        """Each task's metric, their mean and the worst; logged, and shown to the callbacks.
+
+        Args:
+            eval_dataset: rows of every task, as `train_data`. Default: `eval_data`.
+        """
         records = self.predict_tasks(eval_dataset)
         metrics = {
             f"{metric_key_prefix}_{name}": value
@@ -194,32 +193,33 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         self.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
         return metrics
 
-    def predict_tasks(self, data: Sequence[Rows] | None = None) -> dict[str, list[Record]]:
-        """The records of every task by its name; of `eval_data` unless other datasets are given."""
+    def predict_tasks(self, data: RowsByTask | None = None) -> dict[str, list[Record]]:
+        """The records of every task by its name; of `eval_data` unless other rows are given."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        sets = self.eval_data if data is None else evaluation_sets(self.tasks, data)
         return {
             task.name: predict(
                 self.model,  # type: ignore[attr-defined]
-                self.batches,
-                rows,  # type: ignore[arg-type]
+                self.kind,
+                rows,
                 index,
                 batch_size=args.per_device_eval_batch_size,
                 max_new_tokens=self.max_new_tokens,
             )
-            for index, (task, rows) in enumerate(zip(self.tasks, data or self.eval_data, strict=True))
+            for index, (task, rows) in enumerate(zip(self.tasks, sets, strict=True))
         }
 
     def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
-        """With the mean loss of each task since the last time, as `loss_<task>`, and what surgery did last. With a
-        balance, `weight_<task>` is what the task's loss was last multiplied by.
+        """With the parts of the loss, the weights of a balance, and the last operation of a surgeon.
 
-        `surgery_conflicts` is the share of pairs of tasks with a negative cosine, over all factors; `surgery_moved` how
-        far the gradient went from the plain sum, relative to it.
+        `loss_<task>` and `penalty_<kind>` (balance, z, contrastive, subspace) are means since the last time.
+        `weight_<task>` is the last factor of the task's loss. `surgery_conflicts` is the share of pairs of tasks with a
+        negative cosine, over all factors; `surgery_moved` the distance of the gradient from the plain sum, relative to
+        it.
         """
         if "loss" in logs:
-            for index, losses in sorted(self._task_losses.items()):
-                logs[f"loss_{self.tasks[index].name}"] = float(torch.stack(losses).mean())
-            self._task_losses.clear()
+            logs.update({name: float(torch.stack(parts).mean()) for name, parts in sorted(self._parts.items())})
+            self._parts.clear()
             if not isinstance(self.balance, Equal):
                 for task, weight, scale in zip(self.tasks, self.balance.weights_T, self.task_weights, strict=True):
                     logs[f"weight_{task.name}"] = float(weight) * scale

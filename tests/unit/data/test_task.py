@@ -1,8 +1,9 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lorachord.data.task import KINDS, Source, check_tasks
+from lorachord.data.task import KINDS, Source, Task, check_tasks
 from tests.unit.data.helpers import task
 
 EXAMPLE = {"first": "a {b}", "second": "c", "label": 1, "choices": ["left", "right"], "idx": 0}
@@ -20,6 +21,19 @@ def test_defaults_follow_the_kind() -> None:
     assert [task(kind).num_outputs for kind in KINDS] == [2, 2, 1, 1, 0]
     assert task(labels=("a", "b", "c")).num_outputs == 3
     assert task().answers == ("no", "yes")
+
+
+def test_a_task_is_made_of_few_words() -> None:
+    made = Task("mail", kind="classification", text="body")
+    assert (made.name, made.text_columns, made.source, made.needs_labels) == ("mail", ("body",), None, True)
+    # Of classes that are not known yet nothing can be made.
+    with pytest.raises(ValueError, match=r"'mail': its classes are not known yet.*labels="):
+        _ = made.num_outputs
+    named = replace(made, labels=("no", "yes"))
+    assert named == Task("mail", kind="classification", text=("body",), labels=("no", "yes"))
+    assert named.render(EXAMPLE) == "a {b}\nOptions: no or yes\nAnswer:"
+    with pytest.raises(ValueError, match="1 answers for 2 labels"):
+        replace(Task("mail", kind="pair", text=("a", "b"), answers=("only",)), labels=("no", "yes"))
 
 
 def test_the_default_prompts_hold_texts_and_options() -> None:
@@ -54,7 +68,8 @@ def test_options_and_targets_are_what_a_decoder_says() -> None:
         (dict(kind="clasification"), "no kind 'clasification'.*'classification'"),
         (dict(kind="pair", text=("sentence1",)), "tuple of 2 column.*'sentence1'"),
         (dict(text=("a", "b")), "tuple of 1 column"),
-        (dict(text="sentence1"), "got 'sentence1'"),
+        (dict(text=["sentence1"]), r"tuple of 1 column.*got \['sentence1'\]"),
+        (dict(kind="pair", text="sentence1"), "tuple of 2 column"),
         (dict(labels=("only",)), "at least two classes.*'only'"),
         (dict(labels=()), "at least two classes"),
         (dict(labels="ab"), "at least two classes"),

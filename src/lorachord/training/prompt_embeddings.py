@@ -7,7 +7,7 @@ Shapes: F features of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorachord.data.mixture import Rows
 from lorachord.distributed import from_first
 from lorachord.models.pretrained import load_encoder
-from lorachord.training.batches import IGNORED, DecoderBatches, EncoderBatches, Example
+from lorachord.training.model_kind import Example, ModelKind, to_device
 from lorachord.tuner.embedding import base_embedding
 from lorachord.tuner.prompt_clusters import embed_prompts, encoder_of, fit_intuition, has_centroids
 
@@ -46,7 +46,7 @@ class Embedded:
 
 def with_embeddings(
     model: nn.Module,
-    batches: EncoderBatches | DecoderBatches,
+    kind: ModelKind,
     data: Sequence[Rows],
     indices: Sequence[int] | None = None,
     *,
@@ -56,17 +56,15 @@ def with_embeddings(
 
     Args:
         model: with an adapter.
-        batches: what makes its batches.
+        kind: the model's.
         data: one map-style dataset a task; those that have embeddings keep them.
-        indices: the tasks among `batches.tasks`. Default: all, in order.
+        indices: the tasks among `kind.tasks`. Default: all, in order.
         batch_size: examples at a time. Default 64.
     """
     encoder = encoder_of(model)
     if encoder is None or all(isinstance(rows, Embedded) for rows in data):
         return data
-    embed = (
-        _by_base(model, batches) if encoder == "base" else _by_other(encoder, batches, next(model.parameters()).device)
-    )
+    embed = _by_base(model, kind) if encoder == "base" else _by_other(encoder, kind, next(model.parameters()).device)
     found: list[Rows] = []
     for index, rows in zip(indices or range(len(data)), data, strict=True):
         if isinstance(rows, Embedded):
@@ -83,7 +81,7 @@ def with_embeddings(
 
 def with_intuition(
     model: nn.Module,
-    batches: EncoderBatches | DecoderBatches,
+    kind: ModelKind,
     train_data: Sequence[Rows],
     eval_data: Sequence[Rows],
     *,
@@ -92,7 +90,7 @@ def with_intuition(
 ) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
     """`with_embeddings` of both; the training prompts are clustered if the adapter has no centroids yet."""
     train_data, eval_data = (
-        tuple(with_embeddings(model, batches, data, batch_size=batch_size)) for data in (train_data, eval_data)
+        tuple(with_embeddings(model, kind, data, batch_size=batch_size)) for data in (train_data, eval_data)
     )
     if encoder_of(model) is not None and not has_centroids(model):
         embeddings = [embedding for rows in train_data if isinstance(rows, Embedded) for embedding in rows.embeddings]
@@ -100,30 +98,20 @@ def with_intuition(
     return train_data, eval_data
 
 
-def _by_base(model: nn.Module, batches: EncoderBatches | DecoderBatches) -> Embedder:
-    device = next(model.parameters()).device
-
+def _by_base(model: nn.Module, kind: ModelKind) -> Embedder:
     def embed(examples: Sequence[Example]) -> Sequence[Tensor]:
-        if isinstance(batches, EncoderBatches):
-            batch = batches(examples)
-            num_rows = batch.pop("num_rows")
-            del batch["tasks"], batch["answers"]
-        else:
-            prompts = [batches.prompt(example) for example in examples]
-            batch = batches.pad([(ids, [IGNORED] * len(ids)) for ids in prompts])
-            num_rows = [1] * len(prompts)
-        found = embed_prompts(model, {name: tensor.to(device) for name, tensor in batch.items()})
-        return torch.split(found, num_rows)
+        prompts, num_rows = kind.prompts(examples)
+        return torch.split(embed_prompts(model, to_device(prompts, model)), num_rows)
 
     return embed
 
 
-def _by_other(name: str, batches: EncoderBatches | DecoderBatches, device: torch.device) -> Embedder:
+def _by_other(name: str, kind: ModelKind, device: torch.device) -> Embedder:
     encoder, tokenizer = _load(name)
     encoder.to(device)  # type: ignore[arg-type]
 
     def embed(examples: Sequence[Example]) -> Sequence[Tensor]:
-        texts = [list(_texts(batches, example)) for example in examples]
+        texts = [kind.texts(example) for example in examples]
         longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         flat = [text for some in texts for text in some]
         batch = tokenizer(flat, truncation=True, max_length=longest, padding=True, return_tensors="pt").to(device)
@@ -139,10 +127,3 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with torch.random.fork_rng():
         encoder, tokenizer = load_encoder(name, num_labels=1)
     return encoder.eval(), tokenizer
-
-
-def _texts(batches: EncoderBatches | DecoderBatches, example: Example) -> Iterator[str]:
-    if isinstance(batches, DecoderBatches):
-        yield batches.tasks[example["task"]].render(example)
-    else:
-        yield from (" ".join(part for part in pair if part) for pair in batches.texts(example))

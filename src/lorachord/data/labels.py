@@ -1,0 +1,74 @@
+"""The classes of a task that does not name them: read from its rows, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lorachord.data.locate import Opened
+from lorachord.data.row_reader import RowReader
+from lorachord.data.task import Source, Task
+
+SHOWN = 8
+"""Labels in an error."""
+
+
+def infer_labels(task: Task, splits: Mapping[str, Opened], source: Source) -> Task:
+    """The task with the names of its classes: the texts that are its labels in any of the splits, in sorted order.
+
+    A task that names its classes, or has none, is given back as it is.
+
+    Args:
+        splits: by name, all that are known.
+        source: how the columns are called in the splits.
+
+    Raises:
+        ValueError: a label that is missing or a number (which may be the name of a class or its index), fewer than two
+            classes, or a source whose `label_keys` say already how classes are written.
+    """
+    if not task.needs_labels:
+        return task
+    if source.label_keys:
+        raise ValueError(
+            f"Task {task.name!r}: its source says by label_keys how the classes are written there; write their names "
+            "in the same order, labels=('...', '...')."
+        )
+    found: set[str] = set()
+    for split in splits.values():
+        reader = RowReader(task, source, split.where)
+        for position, row in enumerate(split.rows()):
+            label = reader.raw_label(row, position)
+            if not isinstance(label, str) or not label.strip() or _is_number(label):
+                raise ValueError(f"Row {position} (from 0) of {split.where}: {_advice(label)}")
+            found.add(label)
+    if not found:
+        # There are no rows, which the reader says in its own words.
+        return task
+    if len(found) < 2:
+        raise ValueError(
+            f"Task {task.name!r}: {task.kind} needs at least two classes, and all its rows have the label "
+            f"{found.pop()!r}. Check the column {task.label!r}, or name the classes, labels=('...', '...')."
+        )
+    return replace(task, labels=tuple(sorted(found)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    # "nan" and "inf" are words too.
+    return any(letter.isdigit() for letter in text)
+
+
+def _advice(label: object) -> str:
+    # Only a NaN differs from itself.
+    if label is None or label != label or (isinstance(label, str) and not label.strip()):
+        return f"the label is missing; it is {label!r}. Leave such rows out."
+    if isinstance(label, (str, int, float)):
+        return (
+            f"the label {label!r} may be the name of a class or its index. If it is an index, write the names of the "
+            "classes in the order of their indices from 0: labels=('...', '...'). If it is a name, make it a text that "
+            "is no number, such as 'grade 1'."
+        )
+    return f"the label must be a text; it is {label!r}."

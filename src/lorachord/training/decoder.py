@@ -1,0 +1,230 @@
+"""Decoders: causal language models that read a prompt and write the answer after one space.
+
+Shapes: B rows, L tokens, V words, A answer tokens, T tasks, E examples, F features of a prompt's embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorachord.data.task import Task
+from lorachord.fusion.predictions import Inputs
+from lorachord.training.model_kind import (
+    Batch,
+    Example,
+    ModelKind,
+    Record,
+    embeddings_of,
+    has_class,
+    num_letters,
+    to_device,
+)
+from lorachord.tuner import on_task
+from lorachord.tuner.prompts import prompt_before
+
+IGNORED = -100
+"""The label of a token that no loss is taken of."""
+Row = tuple[list[int], list[int]]
+"""Token ids, and their labels."""
+
+
+@final
+@dataclass(frozen=True)
+class Decoder(ModelKind):
+    """A causal language model reads a task's prompt. Its answer is the most probable option, or is written freely.
+
+    Every example is one row in training. A batch has `input_ids` and `attention_mask` (B, L), padded on the right;
+    `labels` (B, L) with the prompt and the padding ignored; `tasks` (B,); `embedding` (B, F) or none. A prompt that is
+    too long loses its beginning.
+    """
+
+    name = "decoder"
+    classes = "a causal language model (...ForCausalLM, ...LMHeadModel)"
+    beside = frozenset({"tasks", "embedding", "labels"})
+
+    @classmethod
+    def takes(cls, base: nn.Module) -> bool:
+        return has_class(base, ("ForCausalLM", "LMHeadModel"))
+
+    def check(self, base: nn.Module) -> None:
+        """The tokenizer needs a token for the end of a text, which an answer ends with."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no token for the end of a text: set tokenizer.eos_token.")
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        rows = []
+        for example in examples:
+            task = self.tasks[example["task"]]
+            rows.append(self.row(task.render(example), task.target(example), end=True))
+        batch = {**self.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
+        embedding_BF = embeddings_of(examples)
+        return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
+
+    def row(self, prompt: str, answer: str, *, end: bool) -> Row:
+        """Token ids of prompt and answer, and the labels of the answer alone; `end` adds the end-of-text token."""
+        answer_ids: list[int] = self.tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+        answer_ids = answer_ids + [self.tokenizer.eos_token_id] * end
+        room = max(1, self.max_length - len(answer_ids))
+        prompt_ids: list[int] = self.tokenizer(prompt)["input_ids"][-room:]
+        return prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids
+
+    def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Tensors of rows (B, L), padded on the right."""
+        length = max(len(ids) for ids, _ in rows)
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+        def padded(lists: list[list[int]], filler: int) -> Tensor:
+            return torch.tensor([ids + [filler] * (length - len(ids)) for ids in lists])
+
+        return {
+            "input_ids": padded([ids for ids, _ in rows], padding),
+            "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
+            "labels": padded([labels for _, labels in rows], IGNORED),
+        }
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        prompt_mask = prompt_before(batch["labels"])
+        with on_task(model, batch["tasks"], prompt_mask=prompt_mask, embedding=batch.get("embedding")):
+            return model(**self.inputs(batch))
+
+    def losses(
+        self, logits: Tensor, batch: Mapping[str, Any], variances: Mapping[int, float | Tensor] | None = None
+    ) -> dict[int, Tensor]:
+        """Cross-entropy over the answer tokens.
+
+        Args:
+            logits: (B, L, V).
+            batch: of `collate`.
+            variances: not used, since numbers are written.
+        """
+        target_BL, tasks_B = batch["labels"][:, 1:], batch["tasks"]
+        counted_BL = target_BL != IGNORED
+        # Answers are a few tokens of many, and a softmax is over the whole vocabulary: the others are left out first.
+        token_A = F.cross_entropy(logits[:, :-1][counted_BL].float(), target_BL[counted_BL], reduction="none")
+        task_A = tasks_B.unsqueeze(1).expand_as(target_BL)[counted_BL]
+        losses = {}
+        for index in tasks_B.unique().tolist():
+            own = task_A == index
+            losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
+        return losses
+
+    def counts(self, batch: Mapping[str, Any]) -> Tensor:
+        """The number of answer tokens of each task, (T,)."""
+        tokens_B: Tensor = (batch["labels"][:, 1:] != IGNORED).sum(1)
+        return tokens_B.new_zeros(len(self.tasks)).index_add_(0, batch["tasks"], tokens_B)
+
+    def numbers(self, batch: Mapping[str, Any]) -> dict[int, Tensor]:
+        """None: numbers are written."""
+        return {}
+
+    def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
+        """Of options also `prediction_normalised`, by the options' tokens."""
+        if self.writes(self.tasks[examples[0]["task"]]):
+            return self._write(model, examples, max_new_tokens)
+        return self._choose(model, examples)
+
+    def writes(self, task: Task) -> bool:
+        return task.kind in ("regression", "generation")
+
+    def texts(self, example: Example) -> list[str]:
+        return [self.tasks[example["task"]].render(example)]
+
+    def prompts(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[int]]:
+        batch = self.pad([(ids, ids) for ids in map(self._prompt, examples)])
+        return self.inputs(batch), [1] * len(examples)
+
+    def fusion_inputs(self, examples: Sequence[Example], *, labelled: bool) -> Inputs:
+        """Every option of an example is a row."""
+        task = self.tasks[examples[0]["task"]]
+        kind: Literal["options", "tokens"] = "tokens" if self.writes(task) else "options"
+        answers = None
+        if kind == "options":
+            choices = [task.options(example) for example in examples]
+            if labelled:
+                answers = torch.tensor([float(example["label"]) for example in examples])
+        else:
+            choices = [[task.target(example) if labelled else example["written"]] for example in examples]
+            if labelled:
+                answers = torch.empty(0)
+        batch = self._rows_of(examples, choices, end=kind == "tokens")
+        mask_BL = batch["labels"] != IGNORED
+        return Inputs(self.inputs(batch), kind, tuple(map(len, choices)), 1, mask_BL, answers)
+
+    def length(self, example: Example) -> int:
+        return num_letters(example)
+
+    def _prompt(self, example: Example) -> list[int]:
+        ids: list[int] = self.tokenizer(self.tasks[example["task"]].render(example))["input_ids"]
+        return ids[-self.max_length :]
+
+    def _rows_of(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]], *, end: bool
+    ) -> dict[str, Tensor]:
+        """One row for each answer of each example."""
+        return self.pad(
+            [
+                self.row(self.tasks[example["task"]].render(example), answer, end=end)
+                for example, own in zip(examples, answers, strict=True)
+                for answer in own
+            ]
+        )
+
+    def _choose(self, model: nn.Module, examples: Sequence[Example]) -> Iterator[Record]:
+        index = examples[0]["task"]
+        options = [self.tasks[index].options(example) for example in examples]
+        counts = [len(own) for own in options]
+        batch = to_device(self._rows_of(examples, options, end=False), model)
+        embedding_EF = embeddings_of(examples)
+        if embedding_EF is not None:
+            embedding_EF = embedding_EF.repeat_interleave(torch.tensor(counts), dim=0)
+        with on_task(model, index, prompt_mask=prompt_before(batch["labels"]), embedding=embedding_EF):
+            logits_BLV = model(**self.inputs(batch)).logits
+        labels_BL = batch["labels"][:, 1:]
+        counted_BL = labels_BL != IGNORED
+        # Only the options' own tokens: a softmax is over the whole vocabulary.
+        logits_AV = logits_BLV[:, :-1][counted_BL].float()
+        log_A = -F.cross_entropy(logits_AV, labels_BL[counted_BL], reduction="none")
+        row_A = counted_BL.nonzero()[:, 0]
+        totals_B = log_A.new_zeros(len(labels_BL)).index_add_(0, row_A, log_A).cpu()
+        lengths_B = counted_BL.sum(1).cpu()
+        for scores, tokens in zip(totals_B.split(counts), lengths_B.split(counts), strict=True):
+            yield {
+                "prediction": int(scores.argmax()),
+                "prediction_normalised": int((scores / tokens).argmax()),
+                "scores": scores.tolist(),
+            }
+
+    def _write(self, model: nn.Module, examples: Sequence[Example], max_new_tokens: int) -> Iterator[Record]:
+        index, tokenizer = examples[0]["task"], self.tokenizer
+        prompts = [self._prompt(example) for example in examples]
+        length = max(len(ids) for ids in prompts)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        # Generation goes on at the right, so prompts are padded on the left.
+        ids_BL = torch.tensor([[padding] * (length - len(row)) + row for row in prompts])
+        mask_BL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts])
+        with on_task(model, index, embedding=embeddings_of(examples)):
+            written_BL = model.generate(  # type: ignore[operator]
+                **to_device({"input_ids": ids_BL, "attention_mask": mask_BL}, model),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=padding,
+            )
+        for row in written_BL[:, length:]:
+            text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+            yield {"prediction": _number(text) if self.tasks[index].kind == "regression" else text, "text": text}
+
+
+def _number(text: str) -> float:
+    """The number that a text begins with; 0 if it begins with none, so that what failed is scored, not dropped."""
+    try:
+        number = float(text.split()[0])
+    except (IndexError, ValueError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0

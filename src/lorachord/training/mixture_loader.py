@@ -1,0 +1,38 @@
+"""The batches of a mixture, as a Trainer reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from lorachord.data.mixture import TaskMixture
+
+
+class MixtureLoader(DataLoader[Any]):
+    """A DataLoader that passes the epoch on to its mixture: Trainer tells the loader alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        assert isinstance(self.batch_sampler, TaskMixture)
+        self.batch_sampler.set_epoch(epoch)
+
+
+def default_mixture(sizes: Sequence[int], args: TrainingArguments) -> TaskMixture:
+    """The mixture of a recipe that says nothing of it: every row once an epoch, in mixed batches.
+
+    Args:
+        sizes: training rows of each task.
+        args: whose `per_device_train_batch_size`, `seed`, rank and number of ranks are taken.
+    """
+    return TaskMixture(
+        sizes,
+        batch_size=args.per_device_train_batch_size * args.world_size,
+        # Rounded up: an epoch has at least as many places as there are rows.
+        drop_last=False,
+        seed=args.seed,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
