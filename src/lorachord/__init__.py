@@ -20,18 +20,42 @@ from typing import TYPE_CHECKING, Any
 import lorachord.fusion as fusion
 import lorachord.methods as methods
 from lorachord.attach import attach
-from lorachord.balance.make import make_balance
+from lorachord.balance import make_balance
 from lorachord.calibration import calibrate
 from lorachord.core.adapter import Adapter
 from lorachord.core.budget import Count, Fit, count_parameters, fit_rank
 from lorachord.core.config import LayerSpec, MethodConfig, RankConfig, option
-from lorachord.core.context import Context, Mixing
+from lorachord.core.context import Context, Mixing, PenaltyFrom
 from lorachord.core.registry import all_methods, get_method, register
 from lorachord.export import export_lora, merge
+from lorachord.families import FromConflict, FromInputs, JointPenalty, PromptLevel, RoutedAdapter, Router, TaskCore
 from lorachord.fusion import TaskVectors, fuse, load_task_vectors
 from lorachord.heads import TaskHeads, add_heads
-from lorachord.surgery.surgeon import Surgeon
-from lorachord.tuner import Calibration, LorachordConfig, fit_intuition, on_task, penalty, router_load, target_layers
+from lorachord.methods import (
+    Allot,
+    HydraLoRA,
+    LoRA,
+    MALoRA,
+    MixLoRA,
+    MoDE,
+    MoELoRA,
+    MoR1E,
+    MoSLD,
+    MTLLoRA,
+    MultiLoRA,
+    ThanoRA,
+)
+from lorachord.surgery import Surgeon
+from lorachord.tuner import (
+    Calibration,
+    LorachordConfig,
+    fit_intuition,
+    on_task,
+    penalties,
+    penalty,
+    router_load,
+    target_layers,
+)
 
 if TYPE_CHECKING:
     from lorachord.data.task import Task
@@ -42,43 +66,68 @@ __version__ = "0.1.0"
 _ON_DEMAND = {"MultiTaskTrainer": "lorachord.training", "Task": "lorachord.data"}
 """Where the names lie that are imported when they are first asked for."""
 
-__all__ = [
-    "Adapter",
-    "Calibration",
-    "Context",
-    "Count",
-    "Fit",
-    "LayerSpec",
-    "LorachordConfig",
-    "MethodConfig",
-    "Mixing",
-    "MultiTaskTrainer",
-    "RankConfig",
-    "Surgeon",
-    "Task",
-    "TaskHeads",
-    "TaskVectors",
-    "add_heads",
-    "all_methods",
+__all__ = [  # noqa: RUF022
+    # Use: put an adapter on a model, name tasks, and take an ordinary model or LoRA away.
     "attach",
-    "calibrate",
-    "count_parameters",
-    "export_lora",
-    "fit_intuition",
-    "fit_rank",
-    "fuse",
-    "fusion",
-    "get_method",
-    "load_task_vectors",
-    "make_balance",
-    "merge",
-    "methods",
-    "on_task",
-    "option",
-    "penalty",
-    "register",
-    "router_load",
+    "LorachordConfig",
     "target_layers",
+    "on_task",
+    "add_heads",
+    "TaskHeads",
+    "merge",
+    "export_lora",
+    "fuse",
+    "TaskVectors",
+    "load_task_vectors",
+    "fusion",
+    # Train: a trainer, or the pieces for a loop of your own.
+    "MultiTaskTrainer",
+    "Task",
+    "penalty",
+    "penalties",
+    "Surgeon",
+    "make_balance",
+    "calibrate",
+    "Calibration",
+    "fit_intuition",
+    "router_load",
+    "Count",
+    "count_parameters",
+    "Fit",
+    "fit_rank",
+    # Methods, each documented in its class.
+    "methods",
+    "all_methods",
+    "get_method",
+    "LoRA",
+    "MultiLoRA",
+    "ThanoRA",
+    "MTLLoRA",
+    "Allot",
+    "HydraLoRA",
+    "MoSLD",
+    "MoDE",
+    "MALoRA",
+    "MoELoRA",
+    "MixLoRA",
+    "MoR1E",
+    # Extend: the classes that a method of your own derives from.
+    "register",
+    "Adapter",
+    "RoutedAdapter",
+    "Router",
+    "TaskCore",
+    "PromptLevel",
+    "FromInputs",
+    "FromConflict",
+    "JointPenalty",
+    "MethodConfig",
+    "RankConfig",
+    "option",
+    "Context",
+    "LayerSpec",
+    "Mixing",
+    "PenaltyFrom",
 ]
 
 
