@@ -1,6 +1,6 @@
-"""Two tasks from lists of dicts: train one adapter, score each task, predict, and export a plain LoRA per task.
+"""Two tasks from lists of dicts: train one adapter, score each task, and export a plain LoRA for each task.
 
-python examples/your_rows.py [BASE]        # BASE: a sequence classifier's name or folder; default: MiniLM
+python examples/your_rows.py [BASE]        # BASE: the name or folder of an encoder; default: MiniLM from the hub
 """
 
 import sys
@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import lorachord as lc
 
-team = [  # which team answers a message
+# Which team answers a message; and, of other messages, whether it can wait.
+team = [
     {"body": "The parcel never arrived and the tracking page is empty.", "team": "delivery"},
     {"body": "You charged my card twice for the same order.", "team": "billing"},
     {"body": "The driver left the box at the wrong house.", "team": "delivery"},
@@ -18,8 +19,8 @@ team = [  # which team answers a message
     {"body": "I was refunded less money than I paid.", "team": "billing"},
     {"body": "The courier came while nobody was home.", "team": "delivery"},
     {"body": "The payment was declined although my card is valid.", "team": "billing"},
-] * 4
-urgent = [  # whether it can wait
+]
+urgent = [
     {"body": "The machine is smoking, please call me now!", "urgent": "yes"},
     {"body": "Could you tell me your opening hours some time?", "urgent": "no"},
     {"body": "We cannot work at all until this is fixed today.", "urgent": "yes"},
@@ -28,7 +29,7 @@ urgent = [  # whether it can wait
     {"body": "Whenever you have a moment, please send the brochure.", "urgent": "no"},
     {"body": "The server is down and customers are waiting right now.", "urgent": "yes"},
     {"body": "No hurry, but the colour in the photo looks different.", "urgent": "no"},
-] * 4
+]
 new_team = [
     {"body": "The courier lost my parcel.", "team": "delivery"},
     {"body": "My card was charged for an order that I cancelled.", "team": "billing"},
@@ -42,18 +43,14 @@ new_urgent = [
     {"body": "Could you send me a brochure some time?", "urgent": "no"},
 ]
 
-name = sys.argv[1] if len(sys.argv) > 1 else "sentence-transformers/all-MiniLM-L6-v2"
-tokenizer = AutoTokenizer.from_pretrained(name)
-base = lc.add_heads(AutoModelForSequenceClassification.from_pretrained(name), {"team": 2, "urgent": 2})
-model = lc.attach(base, "mtl_lora", tasks=["team", "urgent"])
-args = TrainingArguments("out", num_train_epochs=5, learning_rate=1e-3, logging_steps=20, save_strategy="no", report_to=[])
-tasks = [
-    lc.Task("team", kind="classification", text="body", label="team"),
-    lc.Task("urgent", kind="classification", text="body", label="urgent"),
-]
+names = ["team", "urgent"]
+hub = sys.argv[1] if len(sys.argv) > 1 else "sentence-transformers/all-MiniLM-L6-v2"
+base = lc.add_heads(AutoModelForSequenceClassification.from_pretrained(hub), dict.fromkeys(names, 2))
+model = lc.attach(base, "mtl_lora", tasks=names)
+args = TrainingArguments("out", num_train_epochs=20, learning_rate=1e-3, report_to=[], save_strategy="no")
+tasks = [lc.Task(name, kind="classification", text="body", label=name) for name in names]
 rows = {"train_data": {"team": team, "urgent": urgent}, "eval_data": {"team": new_team, "urgent": new_urgent}}
-trainer = lc.MultiTaskTrainer(model, args, tokenizer=tokenizer, tasks=tasks, **rows)
+trainer = lc.MultiTaskTrainer(model, args, tokenizer=AutoTokenizer.from_pretrained(hub), tasks=tasks, **rows)
 trainer.train()
-print({name: round(value, 2) for name, value in trainer.evaluate().items()})
-for task in ("team", "urgent"):
-    print(lc.export_lora(model, f"out/loras/{task}", task=task))
+print(trainer.evaluate())
+print(*(lc.export_lora(model, f"out/loras/{name}", task=name) for name in names))
