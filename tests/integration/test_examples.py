@@ -1,0 +1,81 @@
+"""The scripts of `examples/` run as a user runs them, and the quickstart shows them as they are."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorachord.models.resolve import resolve
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(script: Path, base: str, folder: Path) -> str:
+    threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "ignore", str(script), base]
+    environment = {**os.environ, **threads, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def body(script: Path) -> str:
+    """Without the docstring."""
+    return script.read_text(encoding="utf-8").split('"""', 2)[2].strip()
+
+
+def test_there_are_four_and_each_is_run_here() -> None:
+    assert [script.stem for script in EXAMPLES] == ["decoder", "fuse_loras", "plain_loop", "your_rows"]
+
+
+def test_rows_of_ones_own_train_score_and_export(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "your_rows.py", resolve("minilm"), tmp_path)
+    assert "'eval_mean': 1.0" in printed
+    for task in ("team", "urgent"):
+        assert (tmp_path / "out" / "loras" / task / "adapter_model.safetensors").is_file()
+
+
+def test_a_loop_of_ones_own_learns_with_penalties_and_surgery(tiny_bert: Path, tmp_path: Path) -> None:
+    lines = run(ROOT / "examples" / "plain_loop.py", str(tiny_bert), tmp_path).splitlines()
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
+    assert losses[-1] < losses[0]
+
+
+def test_a_decoder_trains_is_loaded_and_writes(tiny_llama: Path, tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "decoder.py", str(tiny_llama), tmp_path)
+    assert "'eval_worst'" in printed
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_finished_loras_are_fused(tiny_bert: Path, tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "fuse_loras.py", str(tiny_bert), tmp_path)
+    assert [line.split()[0] for line in printed.splitlines()] == ["average", "task_arithmetic", "ties"]
+    assert (tmp_path / "out" / "fused" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(("script", "start"), [("your_rows", "import sys"), ("plain_loop", "base = ")])
+def test_the_quickstart_shows_the_scripts(script: str, start: str) -> None:
+    shown = body(ROOT / "examples" / f"{script}.py")
+    assert shown[shown.index(start) :] in (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+
+
+def test_ones_own_rows_take_twelve_lines() -> None:
+    tree = ast.parse(body(ROOT / "examples" / "your_rows.py"))
+    # The lists of rows, and `import sys` with its use for the name of the base, are not the library's.
+    lines = {
+        line
+        for node in tree.body
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.List) and len(node.value.elts) > 2)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    imported = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {alias.name for node in imported for alias in node.names if isinstance(node, ast.Import)} == {
+        "sys",
+        "lorachord",
+    }
+    assert len(lines) - len(imported) <= 12
