@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import lorachord as lc
 from lorachord.messages import table
-from lorachord.runs.prepare import load_data
 from lorachord.runs.recipe import Recipe, recipe_from
+from lorachord.runs.tasksets import load_data
 from lorachord.runs.train import train
 from lorachord.runs.use import load_run
 from lorachord.tuner.layer import LorachordLinear

@@ -26,8 +26,8 @@ import torch
 
 import lorachord as lc
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.model import load_plain
 from lorachord.runs.paired import compare
-from lorachord.runs.prepare import load_plain
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.runs.train import train
 from lorachord.runs.use import open_run

@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 
 from lorachord.messages import table
+from lorachord.parser import build_parser
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -74,26 +75,39 @@ def _train(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lorachord.runs.arguments import ranks
+    from lorachord.runs.constants import constant_scores
     from lorachord.runs.recipe import read_recipe
     from lorachord.runs.scores import score_table
     from lorachord.runs.train import train
 
-    recipe = read_recipe(arguments.recipe, arguments.set)
+    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
     out = arguments.out or Path("runs", Path(arguments.recipe).stem)
     folder = train(recipe, out, data_dir=arguments.data, resume=arguments.resume, force=arguments.force)
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
-    print(score_table(folder.metrics["dev"]))
+    print(score_table(folder.metrics["dev"], constant_scores(folder, "dev", recipe.tasks.chosen())))
     print(f"The run is in {folder.path}.")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.beside import beside, beside_table
+    from lorachord.runs.constants import constant_scores
     from lorachord.runs.scores import score_table
-    from lorachord.runs.use import evaluate
+    from lorachord.runs.use import choose_tasks, evaluate, open_run
 
-    scores = evaluate(arguments.run_folder, arguments.split, data_dir=arguments.data, again=arguments.again)
-    print(json.dumps(scores, indent=2) if arguments.json else score_table(scores))
+    run, split, names = arguments.run_folder, arguments.split, arguments.task
+    if arguments.beside is not None:
+        other, data_dir, again = arguments.beside, arguments.data, arguments.again
+        found = beside(run, other, split, names=names, data_dir=data_dir, again=again)
+        print(json.dumps(found, indent=2) if arguments.json else beside_table(found))
+        return
+    scores = evaluate(run, split, names=names, data_dir=arguments.data, again=arguments.again)
+    if arguments.json:
+        print(json.dumps(scores, indent=2))
+        return
+    folder = open_run(run)
+    print(score_table(scores, constant_scores(folder, split, choose_tasks(folder, names))))
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -105,7 +119,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import export_run
 
-    for folder in export_run(arguments.run_folder, arguments.out):
+    for folder in export_run(arguments.run_folder, arguments.out, arguments.task):
         print(f"A plain LoRA is in {folder}.")
 
 
@@ -154,76 +168,21 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo(arguments.out, force=arguments.force)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lorachord", description="Multi-task low-rank adaptation.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    methods = commands.add_parser("methods", help="list the methods")
-    methods.add_argument("--json", action="store_true", help="as JSON, with the options and their defaults")
-    methods.set_defaults(run=_methods)
-
-    models = commands.add_parser("models", help="list the packaged models that a recipe can name")
-    models.set_defaults(run=_models)
-
-    train = commands.add_parser("train", help="train from a recipe into a run folder")
-    train.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
-    train.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
-    train.add_argument("--data", metavar="DIR", help="a folder with a folder of files per task; default: the hub")
-    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
-    train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
-    train.add_argument("--force", action="store_true", help="remove the run that --out holds first")
-    train.set_defaults(run=_train)
-
-    evaluate = commands.add_parser("evaluate", help="score a run, from its saved predictions where it has them")
-    evaluate.add_argument("run_folder", metavar="RUN")
-    evaluate.add_argument("--split", default="dev", choices=("train", "val", "dev", "test"), help="default: dev")
-    evaluate.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
-    evaluate.add_argument("--again", action="store_true", help="predict anew, although predictions are saved")
-    evaluate.add_argument("--json", action="store_true", help="as JSON")
-    evaluate.set_defaults(run=_evaluate)
-
-    merge = commands.add_parser("merge", help="write a plain model with a run's adapter merged in")
-    merge.add_argument("run_folder", metavar="RUN")
-    merge.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
-    merge.add_argument("--task", metavar="NAME", help="needed where weights or heads differ by task")
-    merge.set_defaults(run=_merge)
-
-    export = commands.add_parser("export", help="write a run's adapter as a plain LoRA, or one per task")
-    export.add_argument("run_folder", metavar="RUN")
-    export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
-    export.set_defaults(run=_export)
-
-    fuse = commands.add_parser("fuse", help="make one plain LoRA of several finished adapters")
-    fuse.add_argument("adapters", nargs="*", metavar="ADAPTER", help="a folder or TASK=FOLDER: an adapter, or a run")
-    fuse.add_argument("--method", required=True, help="average, ties, adamerging, ...; see docs/fusion.md")
-    fuse.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
-    fuse.add_argument("--base", metavar="MODEL", help="what the adapters were trained on; default: that of the runs")
-    fuse.add_argument("--recipe", metavar="YAML", help="describes the tasks of adapters that are no runs")
-    fuse.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when the runs were made")
-    fuse.add_argument("--granularity", choices=("task", "layer", "fixed"), help="of the coefficients")
-    fuse.add_argument("--protect", action="append", metavar="LAYER", help="a layer, or a block, left to the base")
-    fuse.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the method")
-    fuse.add_argument("--rank", type=int, help="of the result; default: exact, or that of all adapters together")
-    fuse.add_argument("--full", action="store_true", help="save a whole model and no LoRA")
-    fuse.add_argument("--adapt-on", default="heldout", help="heldout (default), dev or test")
-    fuse.add_argument("--shots", type=int, default=16, help="labelled examples of each task, for r_mtllmf; default: 16")
-    fuse.add_argument("--batch-size", type=int, default=16, help="examples of a task in a batch; default: 16")
-    fuse.add_argument("--max-rows", type=int, default=512, help="examples of each task to adapt on; default: 512")
-    fuse.add_argument("--split", default="dev", choices=("val", "dev", "test"), help="what is scored; default: dev")
-    fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples; default: 0")
-    fuse.add_argument("--json", action="store_true", help="as JSON")
-    fuse.set_defaults(run=_fuse)
-
-    demo = commands.add_parser("demo", help="train on generated tasks that contradict each other, and compare")
-    demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
-    demo.add_argument("--force", action="store_true", help="remove the demo that --out holds first")
-    demo.set_defaults(run=_demo)
-    return parser
+COMMANDS = {
+    "methods": _methods,
+    "models": _models,
+    "train": _train,
+    "evaluate": _evaluate,
+    "merge": _merge,
+    "export": _export,
+    "fuse": _fuse,
+    "demo": _demo,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `lorachord`; returns the exit status: 0, or 2 for bad input."""
-    parsed = _parser().parse_args(arguments)
+    parsed = build_parser().parse_args(arguments)
     # PEFT and transformers tell their own developers of coming renames.
     renames = r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated"
     warnings.filterwarnings("ignore", message=renames, category=FutureWarning)
@@ -233,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("lorachord").setLevel(logging.INFO)
     try:
-        parsed.run(parsed)
+        COMMANDS[parsed.command](parsed)
     except ValueError as error:
         # Bad input, in words; a traceback would hide them.
         print(f"lorachord {parsed.command}: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from lorachord.core.matrix import factors
 from lorachord.heads import heads_of, keep_head, only_head
 from lorachord.tuner.card import write_export_card
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.model import LorachordModel, tied_targets
+from lorachord.tuner.lorachord_model import LorachordModel, tied_targets
 from lorachord.tuner.on_task import on_task
 from lorachord.tuner.peft_config import LorachordConfig
 

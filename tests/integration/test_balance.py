@@ -13,7 +13,7 @@ import lorachord as lc
 from lorachord.balance.make import make_balance
 from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
-from lorachord.runs.prepare import check
+from lorachord.runs.checks import check
 from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import single_recipes, train
 from lorachord.surgery.surgeon import Surgeon

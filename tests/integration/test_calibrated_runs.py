@@ -45,7 +45,7 @@ def test_an_interrupted_run_goes_on_with_the_calibration_that_it_has(
         interrupt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(made, tmp_path / "run", data_dir=task_files)
-    monkeypatch.setattr("lorachord.runs.calibrate.calibrate", None)
+    monkeypatch.setattr("lorachord.runs.calibrating.calibrate", None)
     resumed = train(made, tmp_path / "run", data_dir=task_files, resume=True)
     assert same(resumed.path, whole.path)
 

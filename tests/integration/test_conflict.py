@@ -14,9 +14,10 @@ import lorachord as lc
 from lorachord.calibration.conflict import Conflict, measure_conflict
 from lorachord.core.context import Context
 from lorachord.methods.allot import Allot
-from lorachord.runs.calibrate import calibration_of
-from lorachord.runs.prepare import load_data, load_plain
+from lorachord.runs.calibrating import calibration_of
+from lorachord.runs.model import load_plain
 from lorachord.runs.recipe import recipe_from
+from lorachord.runs.tasksets import load_data
 from lorachord.runs.train import train
 from tests.tiny_data import recipe
 from tests.tiny_models import tiny, token_ids

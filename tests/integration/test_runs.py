@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.log import RunLog
-from lorachord.runs.prepare import load_plain, new_adapter
+from lorachord.runs.model import load_plain, new_adapter
 from lorachord.runs.recipe import read_recipe
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate, load_run

@@ -24,3 +24,10 @@ def test_methods_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(lc.all_methods()) + len(BASELINES)
     assert any("mtl_lora" in line and "arXiv 2410.09437" in line and "needed" in line for line in lines)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lorachord {lc.__version__}\n"

@@ -46,6 +46,7 @@ def option(
     per_layer: bool = False,
     per_module: bool = False,
     items: type | None = None,
+    names_model: bool = False,
 ) -> Any:
     """A checked field of a method's config.
 
@@ -57,12 +58,14 @@ def option(
         per_layer: whether a tuple with one value per group of blocks is accepted.
         per_module: whether a mapping from modules' names to values is accepted.
         items: the type of the items of a field whose one value is a tuple; bounds and choices are then theirs.
+        names_model: whether the value is the name of a model: `base`, a folder, or a name on the hub.
     """
     kind = items or type(default[0] if isinstance(default, tuple) else default)
     bounds = {"at least": low, "at most": high, "above": above, "below": below}
     rules = {name: bound for name, bound in bounds.items() if bound is not None}
     checks = {"kind": kind, "is_list": items is not None, "rules": rules, "choices": choices}
-    return field(default=default, metadata={**checks, "per_layer": per_layer, "per_module": per_module})
+    accepts = {"per_layer": per_layer, "per_module": per_module, "names_model": names_model}
+    return field(default=default, metadata={**checks, **accepts})
 
 
 def _has_kind(value: Any, kind: type) -> bool:

@@ -33,7 +33,8 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.task import Source, Task
 
 if TYPE_CHECKING:
-    from lorachord.data.sources import TaskData, from_rows, load_task
+    from lorachord.data.assemble import TaskData
+from lorachord.data.sources import from_rows, load_task
 
 __all__ = ["METRICS", "Source", "Task", "TaskData", "TaskMixture", "from_rows", "load_task"]
 

@@ -11,7 +11,7 @@ _REPORT_TEST = {"val": "validation", "dev": "test"}
 
 
 def _arc(name: str) -> Source:
-    path = "allenai/ai2_arc"
+    path = "hub:allenai/ai2_arc"
     return Source(path=path, name=name, splits=_REPORT_TEST, columns=_KEYED, label_keys="choices.label")
 
 
@@ -27,7 +27,7 @@ COMMONSENSE = (
     _choice(
         "cs_openbookqa",
         Source(
-            path="allenai/openbookqa",
+            path="hub:allenai/openbookqa",
             name="main",
             splits=_REPORT_TEST,
             columns={**_KEYED, "question": "question_stem"},
@@ -38,14 +38,14 @@ COMMONSENSE = (
     _choice(
         "cs_piqa",
         # The authors' own copy needs a loading script, which `datasets` no longer runs.
-        Source(path="baber/piqa", columns={"question": "goal", "choices": ("sol1", "sol2")}),
+        Source(path="hub:baber/piqa", columns={"question": "goal", "choices": ("sol1", "sol2")}),
         "Goal: {first}\nHow to reach it:",
     ),
     _choice(
         "cs_siqa",
         # As for PIQA.
         Source(
-            path="lighteval/siqa",
+            path="hub:lighteval/siqa",
             columns={"question": ("context", "question"), "choices": ("answerA", "answerB", "answerC")},
             label_keys=("1", "2", "3"),
         ),
@@ -53,13 +53,13 @@ COMMONSENSE = (
     ),
     _choice(
         "cs_hellaswag",
-        Source(path="Rowan/hellaswag", columns={"question": ("activity_label", "ctx"), "choices": "endings"}),
+        Source(path="hub:Rowan/hellaswag", columns={"question": ("activity_label", "ctx"), "choices": "endings"}),
         "Continue the text.\n{first}",
     ),
     _choice(
         "cs_winogrande",
         Source(
-            path="allenai/winogrande",
+            path="hub:allenai/winogrande",
             name="winogrande_l",
             columns={"question": "sentence", "choices": ("option1", "option2"), "label": "answer"},
             label_keys=("1", "2"),
@@ -71,7 +71,7 @@ COMMONSENSE = (
     Task(
         name="cs_boolq",
         kind="pair",
-        source=Source(path="google/boolq", columns=_BOOLQ),
+        source=Source(path="hub:google/boolq", columns=_BOOLQ),
         text=("sentence1", "sentence2"),
         labels=("false", "true"),
         answers=("no", "yes"),
@@ -82,7 +82,7 @@ COMMONSENSE = (
     Task(
         name="cs_boolq_nopassage",
         kind="classification",
-        source=Source(path="google/boolq", columns=_BOOLQ),
+        source=Source(path="hub:google/boolq", columns=_BOOLQ),
         text=("sentence1",),
         labels=("false", "true"),
         answers=("no", "yes"),
@@ -90,7 +90,7 @@ COMMONSENSE = (
     ),
     _choice(
         "cs_csqa",
-        Source(path="tau/commonsense_qa", columns=_KEYED, label_keys="choices.label"),
+        Source(path="hub:tau/commonsense_qa", columns=_KEYED, label_keys="choices.label"),
         _ASK,
     ),
 )

@@ -22,7 +22,9 @@ def missing(path: Path) -> ValueError:
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     wanted = path.absolute().relative_to(folder).parts[0]
     near = suggest(wanted, (entry.name for entry in folder.iterdir()))
-    return ValueError(f"{path} does not exist. {folder} has no {wanted!r}. {near}")
+    return ValueError(
+        f"{path.absolute()} does not exist. {folder} has no {wanted!r}. {near} (A data set on the hub: hub:OWNER/NAME.)"
+    )
 
 
 def data_files(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ TWO = ("sentence1", "sentence2")
 
 def _glue(name: str, *, first: str = "sentence1", second: str = "sentence2", dev: str = "validation") -> Source:
     columns = {"sentence1": first, "sentence2": second}
-    return Source(path="nyu-mll/glue", name=name, splits={"dev": dev}, columns=columns)
+    return Source(path="hub:nyu-mll/glue", name=name, splits={"dev": dev}, columns=columns)
 
 
 GLUE = (

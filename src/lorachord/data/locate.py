@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from lorachord.data.files import SUFFIXES, Row, data_files, missing, read_rows
 from lorachord.data.task import Source, Task
+from lorachord.hub import local_path
 from lorachord.messages import suggest
 
 REQUIRED: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation")}
@@ -34,7 +34,11 @@ def describe(split: str, task: Task, origin: object) -> str:
 
 
 def choose_splits(
-    source: Source, available: Collection[str], origin: object, usual: Mapping[str, tuple[str, ...]]
+    source: Source,
+    available: Collection[str],
+    origin: object,
+    usual: Mapping[str, tuple[str, ...]],
+    only: str | None = None,
 ) -> dict[str, str]:
     """Our split -> its name in the source.
 
@@ -42,18 +46,19 @@ def choose_splits(
         available: the names in the source.
         origin: the source's name, for errors.
         usual: our split -> the names to try where the source does not say.
+        only: one split, if it is there. Default: all, of which train and dev have to be there.
 
     Raises:
         ValueError: a split that the source names, or train or dev, is not there.
     """
     chosen = {}
-    for split in LOCAL:
+    for split in LOCAL if only is None else (only,):
         named = source.splits.get(split)
         candidates = (named,) if named is not None else usual.get(split, ())
         found = [name for name in candidates if name in available]
         if found:
             chosen[split] = found[0]
-        elif named is not None or split in REQUIRED:
+        elif named is not None or (only is None and split in REQUIRED):
             wanted = " or ".join(repr(name) for name in candidates)
             raise ValueError(
                 f"{origin} has no {wanted} for our split {split!r}. {suggest(candidates[0], available)} "
@@ -62,23 +67,25 @@ def choose_splits(
     return chosen
 
 
-def open_local(task: Task, source: Source) -> dict[str, Opened] | None:
-    """The splits of a local folder, or the one file as train; None if the source's path can only be the hub's.
+def open_local(task: Task, source: Source, only: str | None = None) -> dict[str, Opened] | None:
+    """The splits of a local folder, or the one file as train; None if the source is the hub's, or a clone of it.
+
+    Args:
+        only: as in `choose_splits`.
 
     Raises:
-        ValueError: a path that can only be local and does not exist, or a folder that lacks train or dev.
+        ValueError: a local path that does not exist, or a folder that lacks train or dev.
     """
-    path = Path(source.path).expanduser()
+    path = local_path(source.path, suffixes=SUFFIXES)
+    if path is None:
+        return None
     if path.is_file():
         return {"train": Opened(describe("train", task, path), partial(read_rows, path))}
     if path.is_dir():
         if source.name is not None:
             return None
         files = data_files(path)
-        chosen = choose_splits(source, files, f"{path} ({' | '.join(SUFFIXES)})", LOCAL)
+        chosen = choose_splits(source, files, f"{path} ({' | '.join(SUFFIXES)})", LOCAL, only)
         located = {split: files[name] for split, name in chosen.items()}
         return {split: Opened(describe(split, task, file), partial(read_rows, file)) for split, file in located.items()}
-    # A hub name is "name" or "owner/name", without a suffix.
-    if path.is_absolute() or source.path[0] in ".~" or path.suffix in SUFFIXES or len(path.parts) > 2:
-        raise missing(path)
-    return None
+    raise missing(path)

@@ -12,7 +12,7 @@ from lorachord.data.task import Source, Task
 def _instruction(name: str) -> Task:
     # The hub's copies hold instruction and input in one column, and a list of right answers.
     source = Source(
-        path=f"Lots-of-LoRAs/{name}",
+        path=f"hub:Lots-of-LoRAs/{name}",
         splits={"val": "valid", "dev": "test"},
         columns={"sentence1": "", "sentence2": "input", "label": "output.0"},
     )

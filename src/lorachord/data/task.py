@@ -28,8 +28,9 @@ class Source:
     """Where rows come from, and what differs there from the task's own description.
 
     Args:
-        path: a dataset's name on the hub ("nyu-mll/glue"), or a local folder with one file a split
-            (train.parquet, dev.jsonl, test.csv), or one local file.
+        path: a local folder with one file a split (train.parquet, dev.jsonl, test.csv), one local file, or a dataset on
+            the hub ("hub:nyu-mll/glue", or "nyu-mll/glue" where there is no folder nyu-mll). In a recipe, local paths
+            start from the recipe's own folder.
         name: the configuration on the hub ("cola"). A local folder with a name is read as a clone of a hub repository.
         splits: our split -> its name there. Default: train is "train"; dev is "dev" or else "validation"; a local
             folder's "val" and "test" are taken if they are there, a hub dataset's only if named here (many are

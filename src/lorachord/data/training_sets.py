@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset  # type: ignore[import-untyped]
 
+from lorachord.data.assemble import IN_MEMORY, assemble, read_split, to_dataset
 from lorachord.data.labels import infer_labels
 from lorachord.data.memory import RowsInMemory, is_examples, opened_rows, with_class_names
-from lorachord.data.sources import IN_MEMORY, assemble, read_split, to_dataset
 from lorachord.data.task import Task
 from lorachord.messages import suggest
 

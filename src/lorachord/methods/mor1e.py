@@ -54,7 +54,7 @@ class MoR1E(PromptLevel):
 
         r1: int = option(4, low=1)
         r2: int = option(8, low=1)
-        encoder: str = option("base")
+        encoder: str = option("base", names_model=True)
 
     config: Config
 

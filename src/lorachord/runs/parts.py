@@ -23,7 +23,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class ModelPart:
     """
     Args:
-        name: a local folder, a packaged model (`lorachord models` lists them), or a name on the hub.
+        name: a local folder, a packaged model (`lorachord models` lists them), or a name on the hub: `hub:owner/name`,
+            or `owner/name` where there is no folder `owner`. Paths start from the recipe's own folder.
         kind: `encoder` (a sequence classifier with heads) or `decoder` (writes its answers).
         heads: of an encoder: `per_task`, or one `shared` by all, which their widths must allow. Default per_task.
         dtype: of the frozen weights. Default float32; adapters are float32 always.
@@ -77,7 +78,8 @@ class TasksPart:
     Args:
         suite: a named suite: glue, commonsense, superni.
         only: names of the tasks to take of these, in this order. Default: all.
-        own: tasks in full, with the fields of `data.task.Task`.
+        own: tasks in full. `labels` may be a file with a name a line, or be left out: then they are the texts that are
+            labels in any of the task's splits, in sorted order.
         lab: generated tasks.
         max_rows: at most this many rows of each task for train and val together. Default: all.
         weights: of tasks' losses, by name. Default: 1 each, or what the lab prescribes.
@@ -123,9 +125,10 @@ class MixturePart:
     """How batches are drawn; see `data.schedule.Schedule`.
 
     Args:
-        sampling: proportional (default), temperature, uniform, round_robin.
-        temperature: of temperature sampling. Default 2.
-        batches: `mixed` (default) or `one_task`.
+        sampling: how often a task's rows are drawn: as many as it has (proportional, the default), to the power
+            1/temperature (temperature), as often as any task's (uniform), or in turn (round_robin).
+        temperature: of temperature sampling; the larger, the nearer to uniform. Default 2.
+        batches: of several tasks (`mixed`, the default), or each of one (`one_task`).
         every_task: whether every batch must hold every task. Default false.
     """
 

@@ -1,18 +1,24 @@
 """A recipe: everything that decides what a run computes, as one typed tree, which YAML writes down.
 
-Only where data and output lie is said on the command line.
+Only where data and output lie is said on the command line. Paths in a file start from the folder of the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lorachord.core.registry import all_methods
+from lorachord.data.files import SUFFIXES
+from lorachord.data.task import Task
+from lorachord.hub import absolute, local_path, on_hub
+from lorachord.models.resolve import model_folder
+from lorachord.runs.class_names import name_classes, read_names
 from lorachord.runs.parts import STRICT, EvaluationPart, MixturePart, ModelPart, TasksPart, TrainingPart
 from lorachord.runs.strict import build, dump_yaml, load_yaml, with_settings
 
@@ -25,14 +31,19 @@ class Recipe:
         tasks: what to train on.
         method: `name`, and the method's options beside it (`lorachord methods --json` prints them); the fields of
             `LorachordConfig`, such as `target_modules`, as well.
-        mixture, training, evaluation: see there.
-        surgery: what to do with the tasks' gradients, before clipping: `rule` (ortho_lora, ...), `granularity` (factor,
-            role, global) and the rule's options; see `surgery/surgeon.py`. Default: none, their plain sum.
-        balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` (running_scale, uncertainty, ...)
-            and the balance's options; see `balance/make.py`. Default: none, equally. With one task there is none.
+        mixture: how batches are drawn.
+        training: how long, in which steps, and what is written meanwhile.
+        evaluation: how splits are scored.
+        surgery: what to do with the tasks' gradients, before clipping: `rule` (ortho_lora, significant, upgrad, mgda,
+            cagrad, imtl_g, nash_mtl, aligned_mtl, gradvac), `granularity` (factor, role, global) and the rule's
+            options. Default: none, their plain sum.
+        balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` and the balance's options, as
+            docs/recipes.md has them. Default: none, equally. With one task there is none.
         mode: `joint` (default), or `single`: the same once for each task alone, as a baseline. A single run of
             `max_steps` gives each task its share of them, so that it sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.
+        start_from: the folder of a finished run of the same mode, base, method and tasks, whose adapter and heads this
+            one goes on with. Default: new ones.
     """
 
     model: ModelPart
@@ -45,6 +56,7 @@ class Recipe:
     balance: dict[str, Any] | None = None
     mode: Literal["joint", "single"] = "joint"
     seed: Annotated[int, Field(ge=0)] = 0
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method.get("name"), str):
@@ -68,22 +80,40 @@ class Recipe:
         return dump_yaml(self.to_dict())
 
 
-def recipe_from(tree: Any, where: str = "the recipe", settings: Sequence[str] = ()) -> Recipe:
-    """A recipe from plain data.
+def recipe_from(
+    tree: Any,
+    where: str = "the recipe",
+    settings: Sequence[str] = (),
+    folder: str | Path = ".",
+    data_dir: str | Path | None = None,
+) -> Recipe:
+    """A recipe from plain data, with its paths made absolute, so that it is the same run from anywhere.
+
+    The names of classes that are left out are read from the rows of their tasks.
 
     Args:
         where: what the data are, for errors.
         settings: `a.b=value`, as from `--set`.
+        folder: where relative paths start from. Default: the working directory.
+        data_dir: where rows are read, if they have to be. Default: the tasks' own sources.
 
     Raises:
-        ValueError: unknown keys (with the nearest), values of a wrong type or range, with their paths.
+        ValueError: unknown keys (with the nearest), values of a wrong type or range, with their paths; as
+            `class_names.name_classes`.
     """
     if not isinstance(tree, dict):
         raise ValueError(f"{where} must be a mapping with model, tasks, method, ...; found {type(tree).__name__}.")
-    return build(Recipe, with_settings(tree, settings), where)
+    named, unnamed = read_names(with_settings(tree, settings), folder)
+    recipe = _located(build(Recipe, named, where), folder)
+    if not unnamed:
+        return recipe
+    own = list(recipe.tasks.own)
+    for position in unnamed:
+        own[position] = name_classes(own[position], data_dir)
+    return replace(recipe, tasks=replace(recipe.tasks, own=tuple(own)))
 
 
-def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, settings: Sequence[str] = (), data_dir: str | Path | None = None) -> Recipe:
     """A recipe from a YAML file; arguments and errors as `recipe_from`.
 
     Raises:
@@ -97,7 +127,36 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from None
-    return recipe_from(load_yaml(text, str(path)), str(path), settings)
+    return recipe_from(load_yaml(text, str(path)), str(path), settings, path.parent, data_dir)
+
+
+def _located(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The recipe with its local paths made absolute."""
+    model, method, tasks = recipe.model, dict(recipe.method), recipe.tasks
+    if isinstance(method.get("calibration"), str):
+        method["calibration"] = str(absolute(method["calibration"], folder))
+    for option in _model_options(method.get("name")):
+        value = method.get(option)
+        if isinstance(value, str) and value != "base":
+            method[option] = str(model_folder(value, folder) or on_hub(value))
+    if tasks.own:
+        tasks = replace(tasks, own=tuple(_located_task(task, folder) for task in tasks.own))
+    name = str(model_folder(model.name, folder) or model.name)
+    start = None if recipe.start_from is None else str(absolute(recipe.start_from, folder))
+    return replace(recipe, model=replace(model, name=name), tasks=tasks, method=method, start_from=start)
+
+
+def _model_options(method: object) -> list[str]:
+    """The options of a method, if there is such a method, that name a model."""
+    cls = all_methods().get(str(method))
+    return [] if cls is None else [spec.name for spec in fields(cls.Config) if spec.metadata["names_model"]]
+
+
+def _located_task(task: Task, folder: str | Path) -> Task:
+    if task.source is None:
+        return task
+    path = task.source.path
+    return replace(task, source=replace(task.source, path=str(local_path(path, folder, SUFFIXES) or on_hub(path))))
 
 
 def _plain(value: Any) -> Any:

@@ -57,15 +57,28 @@ def read_records(folder: Path, tasks: Sequence[Task]) -> dict[str, list[Record]]
     return found
 
 
-def score_table(scores: Mapping[str, Any]) -> str:
-    """The table of a split's scores."""
+def score_table(scores: Mapping[str, Any], constants: Mapping[str, float | None] | None = None) -> str:
+    """The table of a split's scores.
+
+    Args:
+        constants: what one answer to everything would score, by task, to show beside; see `constants.py`. Default:
+            without.
+    """
     normalised = any("score_normalised" in scored for scored in scores["tasks"].values())
-    rows = [["task", "metric", "score", *["normalised"] * normalised, "examples"]]
+    beside = constants is not None
+    rows = [["task", "metric", "score", *["normalised"] * normalised, *["majority"] * beside, "examples"]]
     for name, scored in scores["tasks"].items():
         row = [name, scored["metric"], f"{scored['score']:.3f}"]
         if normalised:
             row.append(f"{scored['score_normalised']:.3f}" if "score_normalised" in scored else "")
+        if constants is not None:
+            row.append(shown(constants[name]))
         rows.append([*row, str(scored["examples"])])
-    blank = [""] * (1 + normalised)
+    blank = [""] * (1 + normalised + beside)
     rows += [["mean", "", f"{scores['mean']:.3f}", *blank], ["worst", "", f"{scores['worst']:.3f}", *blank]]
     return table(rows)
+
+
+def shown(score: float | None) -> str:
+    """A score in a table, where one may lack."""
+    return "-" if score is None else f"{score:.3f}"

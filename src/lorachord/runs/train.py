@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +17,18 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lorachord.balance.make import make_balance
+from lorachord.hub import absolute
 from lorachord.runs.arguments import mixture_of, ranks, training_arguments
-from lorachord.runs.calibrate import calibration_of
+from lorachord.runs.calibrating import calibration_of
+from lorachord.runs.checks import check
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.log import RunLog
-from lorachord.runs.prepare import TaskSet, check, load_data, load_plain, new_adapter
+from lorachord.runs.model import load_plain, new_adapter
+from lorachord.runs.progress import Progress
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.scores import report, save_scored
+from lorachord.runs.starting import saved_adapter, start_of
+from lorachord.runs.tasksets import TaskSet, load_data
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.model_kind import ModelKind
@@ -52,19 +58,22 @@ def train(
         force: replace the run in `out`, if any; then nothing is resumed.
 
     Raises:
-        ValueError: as `prepare.check`, `prepare.load_data` and `RunFolder.start`.
+        ValueError: as `checks.check`, `tasksets.load_data` and `RunFolder.start`.
     """
     tasks = recipe.tasks.chosen()
     found = RunFolder.check(out, recipe, resume=resume, force=force)
     if found is not None and found.finished:
         return found
+    if recipe.start_from is not None and Path(recipe.start_from).is_relative_to(absolute(str(out))):
+        raise ValueError(f"start_from: {out} is this run's own folder. Name another by --out, or --resume that run.")
     check(recipe, tasks)
     if found is not None and data_dir is None:
         data_dir = found.data_dir
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
     # What only the model can refuse is refused before the folder is made, or an old one removed.
-    made = _prepared(recipe, data if recipe.mode == "joint" else data.alone(0), found)
+    first = recipe if recipe.mode == "joint" else start_of(recipe, tasks[0].name)
+    made = _prepared(first, data if recipe.mode == "joint" else data.alone(0), found)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir)
@@ -75,6 +84,9 @@ def _prepared(
     recipe: Recipe, data: TaskSet, resumed: RunFolder | None
 ) -> tuple[PeftModel, ModelKind, Calibration | None]:
     base, kind = load_plain(recipe, data.tasks, offsets=data.offsets)
+    if recipe.start_from is not None:
+        # What its method was fitted to is in the adapter.
+        return saved_adapter(recipe, base), kind, None
     saved = None if resumed is None else resumed.path / CALIBRATION
     calibration = calibration_of(recipe, base, kind, data, saved)
     return new_adapter(recipe, base, data.tasks, calibration), kind, calibration
@@ -102,7 +114,8 @@ def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
             training = replace(training, max_steps=max(1, round(training.max_steps * own / sum(rows))))
         weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
         tasks = replace(recipe.tasks, only=(task.name,), weights=weights)
-        made[task.name] = replace(recipe, mode="joint", tasks=tasks, training=training, balance=None)
+        alone = replace(recipe, mode="joint", tasks=tasks, training=training, balance=None)
+        made[task.name] = start_of(alone, task.name)
     return made
 
 
@@ -148,7 +161,11 @@ def _train_jointly(
         model.save_pretrained(str(folder.path / "adapter"))
     metrics: dict[str, Any] = {}
     for split in REPORTED:
-        records = trainer.predict_tasks(data.split(split, evaluation.max_rows, recipe.tasks.seed))
+        rows = data.split(split, evaluation.max_rows, recipe.tasks.seed)
+        # Every rank predicts, and one tells.
+        stream = sys.stderr if trainer.is_world_process_zero() else None
+        with Progress(sum(map(len, rows)), stream=stream) as progress:
+            records = trainer.predict_tasks(rows, progress)
         metrics[split] = save_scored(
             folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
         )

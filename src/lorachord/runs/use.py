@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.data.task import Task
 from lorachord.export import export_lora, merge
 from lorachord.heads import heads_of
+from lorachord.messages import suggest
 from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.prepare import TaskSet, load_data, load_plain
-from lorachord.runs.scores import read_records, report, save_scored, score_task
-from lorachord.training.model_kind import ModelKind
-from lorachord.training.scoring import predict
+from lorachord.runs.model import load_plain
+from lorachord.runs.progress import Progress
+from lorachord.runs.scores import read_records, report, score_task
+from lorachord.runs.tasksets import load_rows
+from lorachord.runs.usage import name_labels, write_usage
+from lorachord.training.model_kind import ModelKind, Record
+from lorachord.training.scoring import predict, save_records
 from lorachord.tuner import LorachordConfig
 
 
@@ -47,72 +52,116 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
     return model.eval(), kind, tasks
 
 
+def choose_tasks(folder: RunFolder, names: Sequence[str] | None = None) -> tuple[Task, ...]:
+    """The tasks of a run, or some of them, in the run's order.
+
+    Raises:
+        ValueError: a name that is none of them; the nearest is named.
+    """
+    tasks = folder.recipe.tasks.chosen()
+    known = [task.name for task in tasks]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{folder.path} has no task {name!r}. {suggest(name, known)}")
+    return tuple(task for task in tasks if names is None or task.name in names)
+
+
 def evaluate(
-    run: str | Path, split: str = "dev", *, data_dir: str | Path | None = None, again: bool = False
+    run: str | Path,
+    split: str = "dev",
+    *,
+    names: Sequence[str] | None = None,
+    data_dir: str | Path | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """The scores of a run on one split, as in `metrics.json`.
 
-    Predictions that the run has saved are scored as they are, without the model; others are made, and saved.
+    Predictions that the run has saved are scored as they are, without the model; others are made, and saved. For these
+    a folder of data needs no file but that of the split.
 
     Args:
         split: train, val, dev or test. Default dev.
+        names: of the tasks to score. Default: all.
         data_dir: where the data lie now. Default: where they lay when the run was made.
         again: predict in any case.
 
     Raises:
-        ValueError: no finished run, or a split that a task has not.
+        ValueError: no finished run, a split that a task has not, or a task that the run has not.
     """
     folder = open_run(run)
-    tasks = folder.recipe.tasks.chosen()
+    tasks = choose_tasks(folder, names)
     if folder.recipe.mode == "single":
         parts = [evaluate(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
         return report({name: scored for part in parts for name, scored in part["tasks"].items()})
     saved = folder.path / "predictions" / split
-    if saved.is_dir() and not again:
-        records = read_records(saved, tasks)
-        return report({task.name: score_task(task, records[task.name]) for task in tasks})
+    lacking = [task for task in tasks if again or not (saved / f"{task.name}.jsonl").is_file()]
+    if lacking:
+        save_records(saved, _predicted(folder, lacking, split, data_dir or folder.data_dir))
+    records = read_records(saved, tasks)
+    return report({task.name: score_task(task, records[task.name]) for task in tasks})
+
+
+def _predicted(
+    folder: RunFolder, wanted: Sequence[Task], split: str, data_dir: str | Path | None
+) -> dict[str, list[Record]]:
     part = folder.recipe.evaluation
-    data: TaskSet = load_data(folder.recipe, tasks, data_dir or folder.data_dir)
-    rows = data.split(split, part.max_rows, folder.recipe.tasks.seed)
-    model, kind, _ = load_run(run)
-    with autocast(folder.recipe):
-        made = {
-            task.name: predict(
-                model, kind, rows[index], index, batch_size=part.batch_size, max_new_tokens=part.max_new_tokens
-            )
-            for index, task in enumerate(tasks)
+    rows = load_rows(folder.recipe, wanted, split, data_dir)
+    model, kind, tasks = load_run(folder.path)
+    index_of = {task.name: index for index, task in enumerate(tasks)}
+    how = {"batch_size": part.batch_size, "max_new_tokens": part.max_new_tokens}
+    with autocast(folder.recipe), Progress(sum(map(len, rows)), stream=sys.stderr) as progress:
+        return {
+            task.name: predict(model, kind, own, index_of[task.name], progress=progress, **how)
+            for task, own in zip(wanted, rows, strict=True)
         }
-    return save_scored(saved, tasks, made)
 
 
-def export_run(run: str | Path, out: str | Path) -> list[Path]:
+def export_run(run: str | Path, out: str | Path, names: Sequence[str] | None = None) -> list[Path]:
     """Write a run's adapter as plain LoRA folders: one, or one per task where the weights or the heads differ by task.
+
+    Args:
+        names: of the tasks to export, in a folder each. Default: all.
 
     Returns:
         The folders: `out`, or `out/TASK` for each task.
 
     Raises:
-        ValueError: as `load_run` and `export_lora`; `out` exists and is not empty.
+        ValueError: as `load_run` and `export_lora`; `out` exists and is not empty; a task that the run has not.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
     folder = open_run(run)
+    chosen = [task.name for task in choose_tasks(folder, names)]
     if folder.recipe.mode == "single":
-        return [
-            path
-            for task in folder.recipe.tasks.chosen()
-            for path in export_run(folder.path / task.name, out / task.name)
-        ]
+        return [_export_single(folder.path / name, out / name) for name in chosen]
     model, _, tasks = load_run(run)
-    return [export_lora(model, out / (task or ""), task=task) for task in _per_task(model, tasks)]
+    if list(_per_task(model, tasks)) == [None]:
+        # The weights are those of every task.
+        served = {name: [name] for name in chosen} if names is not None else {"": chosen}
+        return [_export(folder, model, out / name, own, None) for name, own in served.items()]
+    return [_export(folder, model, out / name, [name], name) for name in chosen]
+
+
+def _export_single(run: Path, out: Path) -> Path:
+    model, _, tasks = load_run(run)
+    [task] = _per_task(model, tasks)
+    return _export(open_run(run), model, out, [tasks[0].name], task)
+
+
+def _export(folder: RunFolder, model: PeftModel, out: Path, names: Sequence[str], task: str | None) -> Path:
+    """Export the weights of `task`, which serve the tasks `names`."""
+    exported = export_lora(model, out, task=task)
+    base = PeftConfig.from_pretrained(str(exported)).base_model_name_or_path
+    write_usage(exported, folder.recipe, choose_tasks(folder, names), base=base)
+    return exported
 
 
 def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path:
     """Write the base with the run's adapter merged in, and its tokenizer, as a plain transformers folder.
 
     Args:
-        task: needed where the weights or the heads differ by task.
+        task: needed where the weights or the heads differ by task, and there are several.
 
     Raises:
         ValueError: as `load_run` and `merge`; `out` exists and is not empty.
@@ -120,10 +169,16 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
-    model, kind, _ = load_run(run)
+    model, kind, tasks = load_run(run)
+    if task is None and len(tasks) == 1:
+        [task] = _per_task(model, tasks)
     merged: Any = merge(model, task=task, untie=True, inplace=True)
+    folder = open_run(run)
+    served = choose_tasks(folder, None if task is None else [task])
+    name_labels(merged.config, folder.recipe, served)
     merged.save_pretrained(str(out))
     kind.tokenizer.save_pretrained(str(out))
+    write_usage(out, folder.recipe, served, base=None)
     return out
 
 

@@ -6,7 +6,7 @@ Records are plain data: saved as they are, they can be scored again without the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ def predict(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 64,
+    progress: Callable[[str, int], None] | None = None,
 ) -> list[Record]:
     """Predict one task's examples.
 
@@ -36,6 +37,7 @@ def predict(
         index: the task's index among `kind.tasks`.
         batch_size: examples at a time.
         max_new_tokens: of freely written answers.
+        progress: is called with the task's name and the number of rows after each batch. Default: nothing.
 
     Returns:
         One record an example: `idx`, `label`, `prediction`, and what it came from: `scores` (class or option scores),
@@ -56,6 +58,8 @@ def predict(
                 made = kind.predict(model, some, max_new_tokens=max_new_tokens)
                 for row, example, record in zip(chosen, some, made, strict=True):
                     records[row] = {"idx": example["idx"], "label": example["label"], **record}
+                if progress is not None:
+                    progress(kind.tasks[index].name, len(chosen))
     finally:
         model.train(was_training)
     return [records[row] for row in range(len(rows))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -193,8 +193,15 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         self.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
         return metrics
 
-    def predict_tasks(self, data: RowsByTask | None = None) -> dict[str, list[Record]]:
-        """The records of every task by its name; of `eval_data` unless other rows are given."""
+    def predict_tasks(
+        self, data: RowsByTask | None = None, progress: Callable[[str, int], None] | None = None
+    ) -> dict[str, list[Record]]:
+        """The records of every task by its name; of `eval_data` unless other rows are given.
+
+        Args:
+            data: rows of every task, as `train_data`. Default: `eval_data`.
+            progress: see `scoring.predict`.
+        """
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         sets = self.eval_data if data is None else evaluation_sets(self.tasks, data)
         return {
@@ -205,6 +212,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
                 index,
                 batch_size=args.per_device_eval_batch_size,
                 max_new_tokens=self.max_new_tokens,
+                progress=progress,
             )
             for index, (task, rows) in enumerate(zip(self.tasks, sets, strict=True))
         }

@@ -27,7 +27,7 @@ def add_member() -> None:
 
 def register_tuner() -> None:
     """Enter the tuner into PEFT's mappings; does nothing the second time."""
-    from lorachord.tuner.model import LorachordModel
+    from lorachord.tuner.lorachord_model import LorachordModel
 
     add_member()
     if PeftType[PEFT_NAME] not in PEFT_TYPE_TO_TUNER_MAPPING:

@@ -42,7 +42,7 @@ def test_a_fresh_start_writes_down_what_the_run_is(tmp_path: Path) -> None:
     assert environment["versions"]["torch"] == version("torch")
     readme = (out / "README.md").read_text()
     assert readme.startswith("# lora on tiny/bert, joint, seed 7\n")
-    assert f"lorachord train recipe.yaml --data {tmp_path / 'data'} --out" in readme
+    assert f"lorachord train {out / 'recipe.yaml'} --data {tmp_path / 'data'} --out" in readme
     assert f"peft=={version('peft')}" in readme
     # An index has no builds such as 2.13.0+cpu.
     assert "+" not in readme

@@ -91,6 +91,7 @@ def test_every_default_is_written_out() -> None:
         "balance",
         "mode",
         "seed",
+        "start_from",
     ]
     assert plain["training"]["epochs"] == 3
     assert plain["training"]["max_steps"] is None

@@ -17,8 +17,8 @@ from lorachord.data.mixture import Rows
 from lorachord.distributed import from_first
 from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.runs.arguments import ranks
-from lorachord.runs.prepare import TaskSet
 from lorachord.runs.recipe import Recipe
+from lorachord.runs.tasksets import TaskSet
 from lorachord.training.model_kind import ModelKind
 from lorachord.tuner import Calibration
 from lorachord.tuner.saved_calibration import PLAIN
