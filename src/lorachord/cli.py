@@ -18,23 +18,23 @@ from lorachord.parser import build_parser
 
 def method_rows() -> list[dict[str, Any]]:
     """One row a method: what `lorachord methods --json` prints."""
-    from lorachord.baselines import BASELINES
+    from lorachord.baselines import BASELINES, FORMULAS
     from lorachord.core.context import Mixing
     from lorachord.core.registry import all_methods
+    from lorachord.method_pages import MERGES
 
     rows: list[dict[str, Any]] = [
         {
             "name": cls.method,
             "paper": cls.paper,
             "core": cls.mixing.value,
-            "merges": {Mixing.STATIC: "yes", Mixing.TASK: "once per task", Mixing.INPUT: "no"}[cls.mixing],
+            "merges": MERGES[cls.mixing],
             "needs_task_ids": cls.mixing is Mixing.TASK,
             "parameters": cls.parameters_formula,
             "options": cls.Config().to_dict(),
         }
         for cls in all_methods().values()
     ]
-    formulas = {"peft_lora": "r*(d_in + d_out)", "peft_dora": "r*(d_in + d_out) + d_out"}
     rows += [
         {
             "name": name,
@@ -42,7 +42,7 @@ def method_rows() -> list[dict[str, Any]]:
             "core": "static",
             "merges": "yes",
             "needs_task_ids": False,
-            "parameters": formulas[name],
+            "parameters": FORMULAS[name],
             "options": {"r": 8, "alpha": 16.0, "dropout": 0.0, "rslora": False},
         }
         for name, paper in BASELINES.items()
@@ -51,17 +51,13 @@ def method_rows() -> list[dict[str, Any]]:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    rows = method_rows()
+    from lorachord.method_pages import as_text, method_page, summary
+
+    page = method_page(arguments.name) if arguments.name else None
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([row for row in method_rows() if page is None or row["name"] == page.name], indent=2))
         return
-    columns = {"name": "name", "paper": "paper", "core": "core", "merges": "merges", "needs_task_ids": "task ids"}
-    columns["parameters"] = "parameters per layer"
-    cells = [list(columns.values())]
-    for row in rows:
-        shown = {**row, "needs_task_ids": "needed" if row["needs_task_ids"] else "-"}
-        cells.append([str(shown[key]) for key in columns])
-    print(table(cells))
+    print(as_text(page) if page else summary())
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('lorachord')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    methods = commands.add_parser("methods", help="list the methods")
+    methods = commands.add_parser("methods", help="list the methods, or explain one")
+    methods.add_argument("name", nargs="?", metavar="NAME", help="a method, whose equation, paper and options to print")
     methods.add_argument("--json", action="store_true", help="as JSON, with the options and their defaults")
 
     commands.add_parser("models", help="list the packaged models that a recipe can name")

@@ -1,20 +1,4 @@
-"""Allot: a core for each task where the tasks' gradients conflict, and plain LoRA where they agree.
-
-    y_t = W0 x + s * (sum_i softmax(w_t / tau)_i B_i) Lambda_t A drop(x)      on split modules
-    y   = W0 x + s * B A drop(x)                                              elsewhere,  s = alpha / r
-
-This project's own. The core is MTL-LoRA's (arXiv 2410.09437), which has it everywhere. Where to split is found in a
-short warm-up of plain LoRA, in which the conflict of each pair of tasks is tested in every factor: the modules with the
-most significant conflict first, none without, as long as the parameters that this adds are within a share `budget` of
-those that splitting everywhere would add. One matrix between A and B for all tasks would be no more than another B, so
-there is none.
-
-What is not shown: that this choice beats a random one of the same size. On generated tasks that contradict each other
-(MiniLM, 4 tasks, k .5) three split modules of 37 reached 1.0 in 60 steps by conflict and at random; one alone, after 40
-steps, .75 where conflict put it, and .76, .81 and .93 at random.
-
-Start: as LoRA and MTL-LoRA. The warm-up's factors are not kept.
-"""
+"""The method `allot`: cores by task where tasks conflict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +18,51 @@ from lorachord.families.calibrated import FromConflict
 @register
 @final
 class Allot(TaskCore, FromConflict):
-    """`down` is A (r, d_in), `up` is B (d_out, r).
+    """Modules whose tasks conflict get a core for each task; the others stay plain LoRA.
 
-    On split modules `up` stacks the B_i (d_out, n r), `transform` holds the Lambda_t (T, r, r) and `mixture` the w_t
-    (T, n).
+    Equation:
+        y_t = W0 x + s * (sum_i softmax(w_t / tau)_i B_i) Lambda_t A drop(x)     on split modules
+        y   = W0 x + s * B A drop(x)                                             elsewhere,  s = alpha / r
+
+    Where:
+        A short warm-up of plain LoRA finds the modules to split. It tests the conflict of each pair of tasks in every
+        factor. Modules with the most significant conflict are split first, modules without any never. The added
+        parameters stay within a share `budget` of those that splitting every module would add. One matrix between A
+        and B for all tasks would be no more than another B, so there is none.
+
+    Paper:
+        None: the choice of modules is this project's own. The core is by Yang et al., "MTL-LoRA: Low-Rank Adaptation
+        for Multi-Task Learning" (arXiv 2410.09437), which has it everywhere.
+
+    Start:
+        As LoRA on plain modules, and as MTL-LoRA on split ones. The warm-up's factors are not kept.
+
+    Defaults:
+        num_ups 3, temperature 0.1, choose conflict, budget 0.5, level 0.05, warmup_steps 60,
+        warmup_learning_rate 0.003, seed 0, split false, r 8, alpha 16, dropout 0.
+
+    Take it when:
+        Tasks contradict each other, and MTL-LoRA's cores in every module are too many parameters. On generated tasks
+        in full contradiction its mean accuracy was 1.0, where LoRA had 0.5 (docs/findings.md). Its warm-up also tells
+        where tasks conflict, if anywhere.
+
+    Leave it when:
+        Tasks do not contradict each other: it is then LoRA, after a calibration that is as long as about 100 steps. On
+        four GLUE tasks it split at most one module of 37, and its score was LoRA's. A learning rate of 3e-3 is too
+        high: one run in full contradiction had every training text right and then fell back to chance.
+
+        It is not shown that the choice beats a random one of the same size. On generated tasks that contradict each
+        other (MiniLM, 4 tasks, k = 0.5) three split modules of 37 reached 1.0 in 60 steps by conflict and at random.
+        One module alone had 0.75 after 40 steps where conflict put it. At random it had 0.76, 0.81 and 0.93.
+
+    Differs from the authors' code:
+        There are no other authors. MTL-LoRA's diagonal transforms and its mean for unknown tasks are left out.
+
+    Parameters:
+        down (r, d_in): A.
+        up (d_out, r): B; on split modules the B_i side by side, (d_out, n r).
+        transform (T, r, r): the Lambda_t, on split modules.
+        mixture (T, n): the logits w_t, on split modules.
     """
 
     method = "allot"
@@ -51,15 +76,15 @@ class Allot(TaskCore, FromConflict):
         """
         Args:
             num_ups: n, the number of up-projections on split modules. Default 3; per layer.
-            temperature: tau. Default 0.1.
-            choose: which modules to split: by `conflict` (default); at `random`, with no more parameters than conflict
+            temperature: tau, of the softmax over up-projections. Default 0.1.
+            choose: the modules to split: by `conflict` (default); at `random`, with no more parameters than conflict
                 would have added, for comparison; or `all`.
-            budget: of the parameters that splitting all modules would add, the share that may be added. Default 0.5.
+            budget: the share that may be added, of the parameters that splitting all modules would add. Default 0.5.
             level: the chance that any module is split although nothing conflicts. Default 0.05.
-            warmup_steps: of the plain LoRA that conflict is measured on. Default 60.
-            warmup_learning_rate: of its AdamW. Default 0.003.
-            seed: of a random choice. Default 0.
-            split: whether a module is split; per module, as calibration finds it.
+            warmup_steps: steps of the plain LoRA in which conflict is measured. Default 60.
+            warmup_learning_rate: the learning rate of its AdamW. Default 0.003.
+            seed: of a `random` choice. Default 0.
+            split: whether a module is split, as calibration finds it. Default false; per module.
         """
 
         num_ups: int = option(3, low=1, per_layer=True)

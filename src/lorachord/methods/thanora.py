@@ -1,26 +1,4 @@
-"""ThanoRA: a block of ranks for each task, more for tasks with richer inputs, kept apart while they train together.
-
-    y = W0 x + s * (B_c A_c x + sum_t (B_t A_t - B0_t A0_t) x),  s = alpha / r
-    C_t = X_t^T X_t / m + damping,  H_t = spectral entropy of X_t^T X_t / m
-    r_c = floor(r / (T + 1));   r_t = 1 + the share of r - r_c - T by softmax_t(H_t / tau), rounded by largest remainder
-    U S V^T = svd(W0 C_t);   A0_t = sqrt(S) V^T C_t^-1 = S^-1/2 U^T W0,  B0_t = U sqrt(S),  the r_t leading ones
-    SPR = lambda * sum_{t<u} |A_t A_u^T|_F^2 (and/or |B_t^T B_u|_F^2), rows of A and columns of B over
-          sqrt(|.|^2 + 1e-6): else shrinking them would do, and B = 0 has no direction
-
-"ThanoRA: Task Heterogeneity-Aware Multi-Task Low-Rank Adaptation" (arXiv 2505.18640). A construction: made from the
-paper's outline (ranks by the spectral entropy of activations, blocks from truncated SVDs beside a cooperative one, a
-penalty that keeps them apart), not from code of its authors. W0 is never written: the start of each block is kept,
-frozen, and taken off again.
-
-The blocks of an SVD are as large as W0, so that a step moves the update far more than in a LoRA that starts at B = 0.
-On the generated tasks without contradiction (MiniLM, r 16, 80 steps) `init: svd` stays at chance with a learning rate
-of 3e-3, with the penalty and without, and is right on every text with 3e-4; `init: kaiming` learns them with 3e-3.
-
-With D = A - A0 and E = B - B0, the update B A - B0 A0 is computed as [E, B0] [A; D], which is zero at the start to the
-bit, and does not lose small changes of large factors when they are rounded to bfloat16.
-
-Shapes: D inputs and O outputs of the layer; R = r; T tasks.
-"""
+"""The method `thanora`: a block of ranks for each task."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,9 +23,62 @@ OVERSAMPLING, ITERATIONS = 8, 8
 @register
 @final
 class ThanoRA(FromInputs):
-    """`down` stacks A_1..A_T and A_c (r, d_in), `up` B_1..B_T and B_c (d_out, r).
+    """Each task has a block of ranks, and a penalty keeps the blocks apart.
 
-    With `init: svd`, the buffers `down_start` and `up_start` are the A0_t and B0_t. They are not trained, but saved.
+    Equation:
+        y = W0 x + s * (B_c A_c + sum_t (B_t A_t - B0_t A0_t)) drop(x),  s = alpha / r
+
+        C_t = X_t^T X_t / m + damping,   H_t = spectral entropy of X_t^T X_t / m
+        r_c = floor(r / (T + 1))
+        r_t = 1 + the share of r - r_c - T by softmax_t(H_t / tau), by largest remainder
+        U S V^T = svd(W0 C_t), the r_t leading ones of each:
+            A0_t = sqrt(S) V^T C_t^-1 = S^-1/2 U^T W0,   B0_t = U sqrt(S)
+        SPR = lambda * sum_{t<u} |A_t A_u^T|_F^2  and/or  |B_t^T B_u|_F^2
+
+    Where:
+        X_t holds m inputs of the layer on task t. The penalty SPR divides rows of A and columns of B by
+        sqrt(|.|^2 + 1e-6). Without that, shrinking them would lower it, and B = 0 has no direction.
+
+    Paper:
+        Liang et al., "ThanoRA: Task Heterogeneity-Aware Multi-Task Low-Rank Adaptation" (arXiv 2505.18640).
+
+    Start:
+        Calibration sets the ranks r_t and, with `init: svd`, A_t = A0_t and B_t = B0_t. A_c is Kaiming-uniform and B_c
+        is zero. With `init: kaiming` all of A is Kaiming-uniform and all of B is zero.
+
+    Defaults:
+        r 16, alpha 32, allocation entropy, init svd, temperature 0.1, spr 0.01, side a, ranks none, dropout 0.
+
+    Take it when:
+        Tasks need ranks of their own, but the result must be one plain LoRA without task or router. Recipes calibrate
+        by themselves; `lorachord.calibrate` does it for `attach`.
+
+    Leave it when:
+        You look for a better score than joint LoRA's. On four GLUE tasks it was 0.064 ± 0.058 behind at equal
+        parameters (docs/findings.md). It cannot solve tasks that contradict each other on the same inputs.
+        `init: svd` needs a low learning rate: its blocks are as large as W0, so a step moves the update far more than
+        one from B = 0. On generated tasks without contradiction (MiniLM, r 16, 80 steps) it stayed at chance with
+        3e-3, with the penalty and without. With 3e-4 it was right on every text. `init: kaiming` learned them with
+        3e-3.
+
+    Differs from the authors' code:
+        A construction: it follows the paper's outline, not code of its authors. The outline has ranks by the spectral
+        entropy of activations, blocks from truncated SVDs beside a cooperative one, and a penalty that keeps them
+        apart. Each task's SVD is taken alone. W0 is never written: the start of each block is kept, frozen, and taken
+        off again.
+
+    Background:
+        With D = A - A0 and E = B - B0, the update B A - B0 A0 is computed as [E, B0] [A; D]. It is zero at the start to
+        the bit. It does not lose small changes of large factors when they are rounded to bfloat16.
+
+    Parameters:
+        down (r, d_in): A_1..A_T and A_c, stacked.
+        up (d_out, r): B_1..B_T and B_c side by side.
+        down_start (r - r_c, d_in): the A0_t, with `init: svd`; saved, but not trained.
+        up_start (d_out, r - r_c): the B0_t, with `init: svd`; saved, but not trained.
+
+    Shapes:
+        D inputs and O outputs of the layer; R = r; T tasks.
     """
 
     method = "thanora"
@@ -67,10 +98,10 @@ class ThanoRA(FromInputs):
             alpha: numerator of the scale `s = alpha / r`. Default 32; per layer.
             allocation: ranks of the tasks by the `entropy` of their inputs (default), or `uniform`.
             init: blocks start as `svd` of W0 and the tasks' inputs (default), or `kaiming`, with B zero.
-            temperature: tau. Default 0.1.
+            temperature: tau, of the softmax over the tasks' entropies. Default 0.1.
             spr: lambda, weight of the penalty. Default 0.01.
-            side: what the penalty keeps apart: `a` (default), `b` or `both`.
-            ranks: r_1..r_T; the rest of r is r_c. Default: uniform; per module, as calibration finds them.
+            side: the factors that the penalty keeps apart: `a` (default), `b` or `both`.
+            ranks: r_1..r_T, as calibration finds them; the rest of r is r_c. Default: uniform; per module.
         """
 
         r: int = option(16, low=1, per_layer=True)
