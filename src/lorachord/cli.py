@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import transformers
@@ -156,6 +157,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lorachord", description="Multi-task low-rank adaptation.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('lorachord')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     methods = commands.add_parser("methods", help="list the methods")
