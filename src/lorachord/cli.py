@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported inside the commands."""
+"""The commands of the command line, whose options `lorachord_cli.py` reads. Heavy modules are imported inside."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.messages import table
-from lorachord.parser import build_parser
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -176,9 +174,8 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `lorachord`; returns the exit status: 0, or 2 for bad input."""
-    parsed = build_parser().parse_args(arguments)
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command of the parsed options; returns the exit status: 0, or 2 for bad input."""
     # PEFT and transformers tell their own developers of coming renames.
     renames = r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated"
     warnings.filterwarnings("ignore", message=renames, category=FutureWarning)
@@ -194,7 +191,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lorachord {parsed.command}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorachord.cli import main
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import read_recipe, recipe_from
 from lorachord.runs.strict import dump_yaml
 from lorachord.runs.train import train
+from lorachord_cli import main
 from tests.tiny_data import tree, write_data
 
 TASKS = ("colour", "number")

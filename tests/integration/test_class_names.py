@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lorachord.cli import main
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import read_recipe, recipe_from
 from lorachord.runs.strict import dump_yaml
+from lorachord_cli import main
 from tests.tiny_data import own, rows, task_of, tree, write_rows
 
 NAMES = ("No", "yes")

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lorachord.cli import main
 from lorachord.models.catalogue import CATALOGUE
 from lorachord.runs.folder import RunFolder
+from lorachord_cli import main
 from tests.tiny_data import recipe
 
 
@@ -303,6 +303,6 @@ def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_line_is_a_program_of_its_own() -> None:
-    command = [sys.executable, "-m", "lorachord.cli", "methods", "mtl_lora"]
+    command = [sys.executable, "-m", "lorachord_cli", "methods", "mtl_lora"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.search(r"^mtl_lora: Each task .*2410\.09437", ended.stdout, re.DOTALL)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lorachord.cli import main
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate
+from lorachord_cli import main
 from tests.tiny_data import SUFFIXES, own, recipe, rows, task_of, write_data, write_rows
 
 TASKS = ("colour", "size", "number")

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from lorachord.cli import main
 from lorachord.fusion.disentanglement import single
 from lorachord.fusion.load import load_task_vectors
 from lorachord.runs.adapters import find, folders, load_base, load_tasks
@@ -20,6 +19,7 @@ from lorachord.runs.use import load_run
 from lorachord.training.encoder import Encoder
 from lorachord.training.fusion_batches import input_batches
 from lorachord.training.scoring import predict
+from lorachord_cli import main
 from tests.tiny_data import own, recipe, task_of, tokenizer
 from tests.tiny_models import token_ids
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lorachord.cli import main
 from lorachord.runs.train import train
+from lorachord_cli import main
 from tests.tiny_data import OWN, own, recipe, rows, task_of, write_data, write_rows
 
 Rows = list[dict[str, Any]]

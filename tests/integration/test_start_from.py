@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorachord.cli import main
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.model import load_plain, new_adapter
 from lorachord.runs.recipe import Recipe, read_recipe
 from lorachord.runs.starting import saved_adapter
 from lorachord.runs.train import train
+from lorachord_cli import main
 from tests.tiny_data import own, recipe
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from lorachord.cli import main
 from lorachord.data.files import read_rows
 from lorachord.runs.train import train
 from lorachord.runs.usage import TASK_FILE
 from lorachord.runs.use import evaluate
+from lorachord_cli import main
 from tests.tiny_data import SUFFIXES, own, recipe
 
 TASKS = {

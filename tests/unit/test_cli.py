@@ -4,7 +4,7 @@ import pytest
 
 import lorachord as lc
 from lorachord.baselines import BASELINES
-from lorachord.cli import main
+from lorachord_cli import main
 
 
 def test_methods_lists_every_method_with_its_facts(capsys: pytest.CaptureFixture[str]) -> None:

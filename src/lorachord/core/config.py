@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from lorachord.messages import suggest
 

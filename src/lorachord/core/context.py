@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from lorachord.kernels.devices import moved
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
-from typing_extensions import Self
 
 from lorachord.core.adapter import Adapter
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from torch import Tensor
-from typing_extensions import Self
 
 from lorachord.core.context import Context, Mixing, PenaltyFrom
 from lorachord.families.joint_penalty import JointPenalty

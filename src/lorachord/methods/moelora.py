@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from lorachord.core.config import RankConfig, option
 from lorachord.core.context import Context, PenaltyFrom

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
-
-from typing_extensions import Self
+from typing import Self, TextIO
 
 QUIET = 3.0
 """Seconds without a line."""

@@ -18,8 +18,9 @@ optimizer's step. Ortho-LoRA (`ortho_lora`) takes from each task's gradient its 
 (0, 1)
 
 Rules: `ortho_lora`; `significant`, which projects only where a conflict is more than noise; `sum`, the plain gradient;
-and TorchJD's `upgrad`, `mgda`, `cagrad`, `imtl_g`, `nash_mtl`, `aligned_mtl`, `gradvac` (`pip install torchjd`). On
-real tasks, look at `operation.conflicts` first: where no pair conflicts, no rule can change anything.
+and TorchJD's `mgda`, `cagrad`, `imtl_g`, `aligned_mtl`, `gradvac` (`pip install 'lorachord[surgery]'`), `upgrad` and
+`nash_mtl`, whose solvers are under the GPL (`pip install 'lorachord[surgery-gpl]'`). On real tasks, look at
+`operation.conflicts` first: where no pair conflicts, no rule can change anything.
 """
 
 from lorachord.surgery.rules import OrthoLora, Rule

@@ -150,6 +150,8 @@ _TORCHJD: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 MEAN_LIKE = ("upgrad", "mgda", "cagrad", "imtl_g", "nash_mtl", "aligned_mtl")
 """Rules whose papers average: T equal gradients come out as one of them, not as their sum."""
+GPL_RULES = ("upgrad", "nash_mtl")
+"""Rules with solvers under the GPL, quadprog and ecos. The extra `surgery-gpl` brings them; `surgery` does not."""
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -174,7 +176,7 @@ class TorchJD(Rule):
         **options: the weighting's own.
 
     Raises:
-        ValueError: an unknown name or option, or TorchJD is not installed.
+        ValueError: an unknown name or option, or TorchJD or the rule's solver is not installed.
     """
 
     def __init__(self, name: str, reduction: str = "sum", **options: Any) -> None:
@@ -220,7 +222,8 @@ class TorchJD(Rule):
                 return bargain
             made = getattr(zoo, cls)(**{**defaults, **self.options})
         except ImportError as error:
-            raise ValueError(f"{self.rule} is TorchJD's: pip install 'lorachord[surgery]' ({error}).") from None
+            extra = "surgery-gpl" if self.rule in GPL_RULES else "surgery"
+            raise ValueError(f"{self.rule} is TorchJD's: pip install 'lorachord[{extra}]' ({error}).") from None
         except TypeError as error:
             raise ValueError(f"{self.rule}: {error}") from None
         return made  # type: ignore[no-any-return]

@@ -1,10 +1,12 @@
 """Rules against known answers, against loops over vectors, and in what they promise."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from lorachord.surgery.rules import OrthoLora, Rule, Sum, TorchJD, zoo_names
+from lorachord.surgery.rules import GPL_RULES, OrthoLora, Rule, Sum, TorchJD, zoo_names
 from tests.reference import ortho_lora
 
 FIRST, SECOND = (torch.tensor(rows, dtype=torch.float64) for rows in (ortho_lora.FIRST, ortho_lora.SECOND))
@@ -104,6 +106,25 @@ def test_what_is_unknown_is_named_with_what_is_near() -> None:
         TorchJD("upgrd")
     with pytest.raises(ValueError, match=r"cagrad: .*unexpected keyword argument 'd'"):
         TorchJD("cagrad", d=1)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_without_solvers_under_the_gpl_the_rules_that_need_them_name_their_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("quadprog", "qpsolvers", "ecos"):
+        monkeypatch.setitem(sys.modules, package, None)
+    if name in GPL_RULES:
+        with pytest.raises(ValueError, match=rf"{name} is TorchJD's: pip install 'lorachord\[surgery-gpl\]'"):
+            TorchJD(name)
+    else:
+        assert combine(TorchJD(name), FIRST).isfinite().all()
+
+
+def test_without_torchjd_a_rule_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    with pytest.raises(ValueError, match=r"mgda is TorchJD's: pip install 'lorachord\[surgery\]'"):
+        TorchJD("mgda")
 
 
 @pytest.mark.parametrize("name", zoo_names())

@@ -1,9 +1,22 @@
-"""What the command line takes."""
+"""The `lorachord` command: its options, read before anything heavy is imported.
+
+It lies beside the package, because importing anything inside imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, or 2 for bad input."""
+    parsed = build_parser().parse_args(arguments)
+    from lorachord.cli import run
+
+    return run(parsed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,3 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
     demo.add_argument("--force", action="store_true", help="remove the demo that --out holds first")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
