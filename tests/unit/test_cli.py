@@ -41,10 +41,3 @@ def test_an_unknown_method_ends_with_the_nearest(arguments: list[str], capsys: p
     printed = capsys.readouterr()
     assert "'mtl_lora'" in printed.err
     assert not printed.out
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"lorachord {lc.__version__}\n"
