@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lorachord.kernels.contrast import contrastive_loss, grams_of, spread_sequences, spread_tokens
+from lorachord.kernels.contrast import contrastive_loss, gram_of, spread_sequences, spread_tokens
 from lorachord.kernels.linear import rows_linear
 from tests.reference import moelora
 
@@ -118,15 +118,15 @@ def test_sequences_are_of_all_tasks_in_turn_or_in_a_row(num_sequences: int, limi
     assert {n % num_tasks for n in picked} == {n * num_tasks // num_sequences for n in picked} == {*range(num_tasks)}
 
 
-def test_grams_have_their_values_and_gradients() -> None:
-    ups = [torch.randn(outputs, E * R, dtype=torch.float64, requires_grad=True) for outputs in (O, 2 * O, O)]
-    weights = torch.randn(3, E * R, E * R, dtype=torch.float64)
-    weights = (weights + weights.mT).unbind()
-    found, wanted = grams_of(ups), tuple(up.T @ up for up in ups)
+@pytest.mark.parametrize("outputs", [O, 2 * O])
+def test_a_gram_has_its_value_and_gradient(outputs: int) -> None:
+    up = torch.randn(outputs, E * R, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(E * R, E * R, dtype=torch.float64)
+    weight = weight + weight.mT
+    found, wanted = gram_of(up), up.T @ up
     torch.testing.assert_close(found, wanted)
-    gradients = (torch.autograd.grad(grams, ups, weights) for grams in (found, wanted))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+    (one,), (other,) = (torch.autograd.grad(gram, up, weight) for gram in (found, wanted))
+    torch.testing.assert_close(one, other)
     # Autograd adds it to that of a product with B: quickly where both are laid out alike.
-    (product,) = torch.autograd.grad(rows_linear(torch.ones(3, E * R).double(), ups[1]).sum(), ups[1])
-    assert torch.autograd.grad(grams_of(ups)[1], ups[1], weights[1])[0].stride() == product.stride()
+    (product,) = torch.autograd.grad(rows_linear(torch.ones(3, E * R).double(), up).sum(), up)
+    assert one.stride() == product.stride()

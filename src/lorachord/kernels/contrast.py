@@ -10,7 +10,6 @@ the K experts that each has chosen); E experts of rank R, S = E R.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,14 +63,14 @@ def spread_tokens(mask_BL: Tensor, limit: int, max_sequences: int) -> tuple[Tens
     return picked_C, order_CL.gather(1, nth_CM), nth_CM < count_C1
 
 
-def grams_of(ups_OS: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`B^T B` of the stacked B's of each layer: (S, S), in its dtype.
+def gram_of(up_OS: Tensor) -> Tensor:
+    """`B^T B` of the stacked B's of a layer: (S, S), in its dtype.
 
     Its gradient is taken to be symmetric, as it is of what depends on products of outputs.
     """
-    with without_autocast(ups_OS[0]):
-        grams_SS: tuple[Tensor, ...] = _Grams.apply(*ups_OS)
-    return grams_SS
+    with without_autocast(up_OS):
+        gram_SS: Tensor = _Gram.apply(up_OS)
+    return gram_SS
 
 
 def contrastive_loss(h_YBLS: Tensor, gram_YXSS: Tensor, own_YBLKE: Tensor, temperature: float) -> Tensor:
@@ -104,19 +103,16 @@ def _times(rows_YBMS: Tensor, gram_YXSS: Tensor) -> Tensor:
     return (rows_YBMS.flatten(1, 2) @ gram_YXSS.squeeze(1)).view(rows_YBMS.shape)
 
 
-class _Grams(torch.autograd.Function):
-    """`B^T B` of many layers as one node of the graph."""
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, up_OS: Tensor) -> Tensor:
+        ctx.save_for_backward(up_OS)
+        return up_OS.t() @ up_OS
 
     @staticmethod
-    def forward(ctx: Any, *ups_OS: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*ups_OS)
-        return tuple(up_OS.t() @ up_OS for up_OS in ups_OS)
-
-    @staticmethod
-    def backward(ctx: Any, *grads_SS: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_SS: Tensor) -> Tensor:
         # Laid out as the rest of the gradient of B, to which autograd adds this.
-        pairs = zip(ctx.saved_tensors, grads_SS, strict=True)
-        return tuple(weight_gradient(up_OS.t(), grad_SS, 2.0) for up_OS, grad_SS in pairs)
+        return weight_gradient(ctx.saved_tensors[0].t(), grad_SS, 2.0)
 
 
 class _Contrast(torch.autograd.Function):

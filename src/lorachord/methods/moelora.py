@@ -13,7 +13,7 @@ from lorachord.core.registry import register
 from lorachord.core.rows import mask_of
 from lorachord.families.routed import RoutedAdapter, require_top_k
 from lorachord.families.router import Router, RouterConfig, router_losses
-from lorachord.kernels.contrast import contrastive_loss, grams_of, spread_tokens
+from lorachord.kernels.contrast import contrastive_loss, gram_of, spread_tokens
 
 PAIRS_AT_ONCE = 2**20
 """Of outputs, in the contrastive losses of layers that are made in one go: few enough to stay in a large cache."""
@@ -127,7 +127,7 @@ class MoELoRA(RoutedAdapter):
 
     def core_weight(self) -> Tensor | None:
         """The Gram matrix of the B_e, of which the contrastive loss is made."""
-        return grams_of([self.up])[0] if self.config.contrastive else None
+        return gram_of(self.up) if self.config.contrastive else None
 
     def core(self, h_BLR: Tensor, x_BLX: Tensor | None, ctx: Context) -> Tensor:
         assert x_BLX is not None
