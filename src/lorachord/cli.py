@@ -7,11 +7,13 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.messages import table
+from lorachord_cli import build_parser
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -191,3 +193,12 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"lorachord {parsed.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole command, from inside the package; see `lorachord_cli.main`."""
+    return run(build_parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from lorachord.fusion.load import load_task_vectors
 from lorachord.runs.adapters import find, folders, load_base, load_tasks
 from lorachord.runs.train import train
 from lorachord.runs.use import load_run
-from lorachord.training.encoder import Encoder
+from lorachord.training.encoder import EncoderBatches
 from lorachord.training.fusion_batches import input_batches
 from lorachord.training.scoring import predict
 from lorachord_cli import main
@@ -186,9 +186,9 @@ def test_batches_without_labels_do_not_read_them():
 
     task = task_of(own("colour")[0])
     example = Blind(first="red up", second="", label=1, idx=0)
-    (batch,) = input_batches(Encoder(tokenizer(), (task,)), [example], 0)
+    (batch,) = input_batches(EncoderBatches(tokenizer(), (task,)), [example], 0)
     assert batch.answers is None
-    (labelled,) = input_batches(Encoder(tokenizer(), (task,)), [dict(example)], 0, labelled=True)
+    (labelled,) = input_batches(EncoderBatches(tokenizer(), (task,)), [dict(example)], 0, labelled=True)
     assert labelled.answers is not None
     assert labelled.answers.tolist() == [1.0]
 

@@ -12,8 +12,8 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.task import Source, Task
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate
-from lorachord.training.decoder import Decoder
-from lorachord.training.encoder import Encoder
+from lorachord.training.decoder import DecoderBatches
+from lorachord.training.encoder import EncoderBatches
 from lorachord.training.prompt_embeddings import with_embeddings
 from lorachord.training.trainer import MultiTaskTrainer
 from lorachord.tuner.prompt_clusters import embed_prompts
@@ -81,7 +81,7 @@ def test_a_training_step_pays_nothing_for_embeddings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_a_rows_embedding_is_that_of_its_own_prompt(name: str) -> None:
     tokenizer = tiny_data.tokenizer()
-    base, made = (tiny("bert"), Encoder) if name == "encoder" else (tiny("llama"), Decoder)
+    base, made = (tiny("bert"), EncoderBatches) if name == "encoder" else (tiny("llama"), DecoderBatches)
     model = lc.attach(base, "mor1e", tasks=["choice"], **OPTIONS["mor1e"])
     perturb(model)
     kind, some = made(tokenizer, (CHOICE,)), examples(CHOICE)[:5]

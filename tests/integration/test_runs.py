@@ -17,7 +17,7 @@ from lorachord.runs.model import load_plain, new_adapter
 from lorachord.runs.recipe import read_recipe
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate, load_run
-from lorachord.training.encoder import Encoder
+from lorachord.training.encoder import EncoderBatches
 from tests.tiny_data import SUFFIXES, own, recipe, rows, task_of, write_rows
 
 ENCODER_TASKS = ("colour", "size", "number", "choice")
@@ -297,14 +297,14 @@ def test_each_epoch_has_the_rows_in_an_order_of_its_own(
     tiny_bert: Path, task_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[tuple[int, int]]] = []
-    collate = Encoder.collate
+    collate = EncoderBatches.collate
 
-    def recording(self: Encoder, examples: Any) -> dict[str, Any]:
+    def recording(self: EncoderBatches, examples: Any) -> dict[str, Any]:
         if len(examples) == 16:
             seen.append([(example["task"], example["idx"]) for example in examples])
         return collate(self, examples)
 
-    monkeypatch.setattr(Encoder, "collate", recording)
+    monkeypatch.setattr(EncoderBatches, "collate", recording)
     run = train(recipe(tiny_bert, "colour", "size", **epochs()), tmp_path / "run", data_dir=task_files)
     assert run.metrics["training"]["steps"] == 9
     assert len(seen) == 9

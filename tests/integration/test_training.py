@@ -15,8 +15,8 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.data.task import Source, Task
 from lorachord.surgery.surgeon import Surgeon
-from lorachord.training.decoder import IGNORED, Decoder
-from lorachord.training.encoder import Encoder
+from lorachord.training.decoder import IGNORED, DecoderBatches
+from lorachord.training.encoder import EncoderBatches
 from lorachord.training.scoring import predict, save_records, score_records
 from lorachord.training.trainer import MultiTaskTrainer
 from tests import tiny_data
@@ -68,7 +68,7 @@ def trainer(model: Any, kind: Any, parts: list[Any], out: Path, **settings: Any)
 
 
 def test_an_encoders_losses_are_means_over_each_tasks_examples(tokenizer: Any) -> None:
-    kind, model = Encoder(tokenizer, TASKS), encoder().eval()
+    kind, model = EncoderBatches(tokenizer, TASKS), encoder().eval()
     perturb(model, 0.3)
     mixed = examples()
     batch = kind.collate(mixed)
@@ -97,7 +97,7 @@ def test_the_unit_of_its_numbers_does_not_weigh_a_regression(tokenizer: Any, tmp
         parts = [
             from_rows(tasks[0], {"train": [{**row, "label": unit * row["label"]} for row in rows(tasks[0], 80, 1)]})
         ]
-        kind = Encoder(tokenizer, tasks)
+        kind = EncoderBatches(tokenizer, tasks)
         made = trainer(encoder(tasks=tasks), kind, parts, tmp_path)
         batch = kind.collate([{**parts[0].train[row], "task": 0} for row in range(8)])
         outputs = unit * torch.arange(8.0).view(8, 1)
@@ -110,7 +110,7 @@ def test_the_unit_of_its_numbers_does_not_weigh_a_regression(tokenizer: Any, tmp
 
 def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: Any) -> None:
     tasks = TASKS[:2]
-    kind, model = Decoder(tokenizer, tasks), tiny("llama")
+    kind, model = DecoderBatches(tokenizer, tasks), tiny("llama")
     mixed = examples(tasks)
     batch = kind.collate(mixed)
     found = kind.losses(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch)
@@ -127,7 +127,7 @@ def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: An
 
 def test_training_learns_every_task_and_logs_each(tokenizer: Any, tmp_path: Path) -> None:
     parts, model = data(), encoder()
-    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path, max_steps=60)
+    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path, max_steps=60)
     made.mixture = TaskMixture([len(part.train) for part in parts], batch_size=16, num_batches=60)
     made.train()
     logged = [entry for entry in made.state.log_history if "loss" in entry]
@@ -142,7 +142,7 @@ def test_training_learns_every_task_and_logs_each(tokenizer: Any, tmp_path: Path
 
 def test_records_are_scored_again_without_the_model(tokenizer: Any, tmp_path: Path) -> None:
     parts, model = data(), encoder()
-    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path)
+    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path)
     records = made.predict_tasks()
     save_records(tmp_path / "predictions", {**records, "suite/nested": records["size"]})
     assert (tmp_path / "predictions" / "suite" / "nested.jsonl").is_file()
@@ -158,7 +158,7 @@ def test_accumulated_batches_step_like_the_mean_of_their_gradients(tokenizer: An
     parts, model = data(), encoder(method)
     perturb(model, 0.1)
     settings = dict(max_steps=1, gradient_accumulation_steps=2, optim="sgd", learning_rate=0.5, max_grad_norm=0)
-    made = trainer(model, Encoder(tokenizer, TASKS), parts, tmp_path, lr_scheduler_type="constant", **settings)
+    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, tmp_path, lr_scheduler_type="constant", **settings)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -180,7 +180,7 @@ def trained(tokenizer: Any, out: Path, rule: str | None, **settings: Any) -> tup
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    made = trainer(model, Encoder(tokenizer, TASKS), parts, out, optim="sgd", max_grad_norm=0, **settings)
+    made = trainer(model, EncoderBatches(tokenizer, TASKS), parts, out, optim="sgd", max_grad_norm=0, **settings)
     if rule is not None:
         made.surgeon = Surgeon(model, rule)
     made.train()
@@ -213,7 +213,7 @@ def test_surgery_changes_the_factors_alone_and_says_how_far(tokenizer: Any, tmp_
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tokenizer: Any, tmp_path: Path) -> None:
-    kind, ends = Encoder(tokenizer, TASKS), []
+    kind, ends = EncoderBatches(tokenizer, TASKS), []
     for interrupted in (False, True):
         torch.manual_seed(0)
         out = tmp_path / str(interrupted)
@@ -234,7 +234,7 @@ def test_a_decoder_trains_and_is_scored_on_its_options(tokenizer: Any, tmp_path:
     model = lc.attach(
         tiny("llama"), "lora", r=8, target_modules="all-linear", modules_to_save=["lm_head", "embed_tokens"]
     )
-    made = trainer(model, Decoder(tokenizer, tasks), parts, tmp_path, max_steps=60)
+    made = trainer(model, DecoderBatches(tokenizer, tasks), parts, tmp_path, max_steps=60)
     made.mixture = TaskMixture([len(part.train) for part in parts], batch_size=16, num_batches=60)
     made.train()
     assert made.evaluate([part.dev for part in parts])["eval_worst"] > 0.9
@@ -246,7 +246,7 @@ def test_a_decoder_trains_and_is_scored_on_its_options(tokenizer: Any, tmp_path:
 
 def test_free_answers_are_written_greedily_whatever_the_padding(tokenizer: Any) -> None:
     task = Task(name="echo", kind="generation", source=MEMORY, text=("sentence1",), group="idx")
-    model, kind = lc.attach(tiny("llama"), "lora"), Decoder(tokenizer, (task,))
+    model, kind = lc.attach(tiny("llama"), "lora"), DecoderBatches(tokenizer, (task,))
     rows = {"first": ["red", "blue big small"], "second": ["", ""], "label": ["up", "down"], "idx": [0, 1]}
     both = predict(model, kind, Dataset.from_dict(rows), 0, max_new_tokens=5)
     for index in range(2):

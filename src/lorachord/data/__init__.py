@@ -34,13 +34,15 @@ from lorachord.data.task import Source, Task
 
 if TYPE_CHECKING:
     from lorachord.data.assemble import TaskData
-from lorachord.data.sources import from_rows, load_task
+    from lorachord.data.sources import from_rows, load_task
 
 __all__ = ["METRICS", "Source", "Task", "TaskData", "TaskMixture", "from_rows", "load_task"]
 
 
 def __getattr__(name: str) -> Any:
     # The library of datasets takes a second to import, and a recipe is checked without it.
-    if name in ("TaskData", "from_rows", "load_task"):
+    if name in ("from_rows", "load_task"):
         return getattr(import_module("lorachord.data.sources"), name)
+    if name == "TaskData":
+        return import_module("lorachord.data.assemble").TaskData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

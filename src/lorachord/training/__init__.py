@@ -5,9 +5,9 @@ rows of each task by its name. It reads and checks the rows, mixes the tasks in 
 to the adapter and to the heads. The loss of a step is the mean over the tasks of their own mean losses, plus the
 adapter's penalties. `evaluate` gives each task's metric, their mean and the worst.
 
-The model is a sequence classifier (an `Encoder`, with a head for each task by `lc.add_heads`) or a causal language
-model (a `Decoder`, which reads a prompt and writes its answer). These two classes hold all that differs between them:
-batches, losses, predictions. A surgeon for the tasks' gradients (`lc.Surgeon`) and a balance of their losses
+The model is a sequence classifier (`EncoderBatches`, with a head for each task by `lc.add_heads`) or a causal language
+model (`DecoderBatches`, which reads a prompt and writes its answer). These two classes hold all that differs between
+them: batches, losses, predictions. A surgeon for the tasks' gradients (`lc.Surgeon`) and a balance of their losses
 (`lc.make_balance`) are arguments of the trainer. `predict` and `score_records` score a model without a trainer.
 
 >>> import lorachord as lc, tempfile, tokenizers, transformers
@@ -46,15 +46,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lorachord.training.decoder import Decoder
-from lorachord.training.encoder import Encoder
+from lorachord.training.decoder import DecoderBatches
+from lorachord.training.encoder import EncoderBatches
 from lorachord.training.model_kind import ModelKind
 from lorachord.training.scoring import predict, score_records
 
 if TYPE_CHECKING:
     from lorachord.training.trainer import MultiTaskTrainer
 
-__all__ = ["Decoder", "Encoder", "ModelKind", "MultiTaskTrainer", "predict", "score_records"]
+__all__ = ["DecoderBatches", "EncoderBatches", "ModelKind", "MultiTaskTrainer", "predict", "score_records"]
 
 
 def __getattr__(name: str) -> Any:

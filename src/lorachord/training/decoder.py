@@ -37,7 +37,7 @@ Row = tuple[list[int], list[int]]
 
 @final
 @dataclass(frozen=True)
-class Decoder(ModelKind):
+class DecoderBatches(ModelKind):
     """A causal language model reads a task's prompt. Its answer is the most probable option, or is written freely.
 
     Every example is one row in training. A batch has `input_ids` and `attention_mask` (B, L), padded on the right;
@@ -104,16 +104,7 @@ class Decoder(ModelKind):
             batch: of `collate`.
             variances: not used, since numbers are written.
         """
-        target_BL, tasks_B = batch["labels"][:, 1:], batch["tasks"]
-        counted_BL = target_BL != IGNORED
-        # Answers are a few tokens of many, and a softmax is over the whole vocabulary: the others are left out first.
-        token_A = F.cross_entropy(logits[:, :-1][counted_BL].float(), target_BL[counted_BL], reduction="none")
-        task_A = tasks_B.unsqueeze(1).expand_as(target_BL)[counted_BL]
-        losses = {}
-        for index in tasks_B.unique().tolist():
-            own = task_A == index
-            losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
-        return losses
+        return decoder_losses(logits, batch["labels"], batch["tasks"])
 
     def counts(self, batch: Mapping[str, Any]) -> Tensor:
         """The number of answer tokens of each task, (T,)."""
@@ -219,6 +210,20 @@ class Decoder(ModelKind):
         for row in written_BL[:, length:]:
             text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
             yield {"prediction": _number(text) if self.tasks[index].kind == "regression" else text, "text": text}
+
+
+def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:
+    """The mean cross-entropy over the answer tokens of each task that occurs, by its index."""
+    target_BL = labels_BL[:, 1:]
+    counted_BL = target_BL != IGNORED
+    # Answers are a few tokens of many, and a softmax is over the whole vocabulary: the others are left out first.
+    token_A = F.cross_entropy(logits_BLV[:, :-1][counted_BL].float(), target_BL[counted_BL], reduction="none")
+    task_A = tasks_B.unsqueeze(1).expand_as(target_BL)[counted_BL]
+    losses = {}
+    for index in tasks_B.unique().tolist():
+        own = task_A == index
+        losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
+    return losses
 
 
 def _number(text: str) -> float:

@@ -34,7 +34,7 @@ from lorachord.tuner import on_task
 
 @final
 @dataclass(frozen=True)
-class Encoder(ModelKind):
+class EncoderBatches(ModelKind):
     """A sequence classifier reads a text or a pair of texts, and its head gives classes, scores or a number.
 
     A batch has the tokenizer's tensors (B, L), `tasks` (B,), `embedding` (B, F) or none, and

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from lorachord.training.decoder import Decoder
-from lorachord.training.encoder import Encoder
+from lorachord.training.decoder import DecoderBatches
+from lorachord.training.encoder import EncoderBatches
 from lorachord.training.model_kind import ModelKind, base_of
 
-MODEL_KINDS: dict[str, type[ModelKind]] = {kind.name: kind for kind in (Encoder, Decoder)}
+MODEL_KINDS: dict[str, type[ModelKind]] = {kind.name: kind for kind in (EncoderBatches, DecoderBatches)}
 """By the word for them in a recipe."""
 
 

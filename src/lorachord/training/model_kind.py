@@ -71,6 +71,10 @@ class ModelKind(ABC):
             where the examples have one; and what this kind needs for its losses.
         """
 
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """`collate`, as a Trainer calls its collator."""
+        return self.collate(examples)
+
     @abstractmethod
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """The model's outputs for a batch of `collate`, with the tasks of its rows named."""

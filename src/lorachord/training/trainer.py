@@ -112,7 +112,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
             args=args,
             train_dataset=MixedDataset(self.train_data),
             eval_dataset=self.eval_data,
-            data_collator=self.kind.collate,
+            data_collator=self.kind,
             **keywords,
         )
         self.start_balance()
