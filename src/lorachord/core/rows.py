@@ -9,7 +9,7 @@ rows of two samples.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,7 +78,7 @@ def by_unit(x: Tensor, ctx: Context, where: str, *, by_task: bool, by_prompt: bo
         return (num_units, num_rows // max(num_units, 1)), ctx
     if ctx.tokens is not None:
         if by_prompt or not (x.shape[:-1] == ctx.tokens or (_flat(x) and num_rows == ctx.tokens[0] * ctx.tokens[1])):
-            raise _unknown(x, batch, where, "a task for each token needs")
+            raise _unknown(x, batch, where, "a task for each token asks")
         # Here a unit is a stretch of tokens.
         return (named, num_rows // named), ctx
     images = batch.images
@@ -91,7 +91,7 @@ def by_unit(x: Tensor, ctx: Context, where: str, *, by_task: bool, by_prompt: bo
         if shares and even is not None and not _within(where, images.towers):
             shares.add(even)
     if len(shares) != 1 or None in shares:
-        raise _unknown(x, batch, where, "a choice for each prompt needs" if by_prompt else "their tasks need")
+        raise _unknown(x, batch, where, "a choice for each prompt asks" if by_prompt else "their different tasks ask")
     rows_B = shares.pop()
     assert rows_B is not None
     if not text:
@@ -165,8 +165,9 @@ def _moved(runs: Runs | None, starts: list[int]) -> Runs | None:
 
 
 def _unknown(x: Tensor, batch: Batch, where: str, reason: str) -> ValueError:
+    shape = tuple(x.shape[:-1])
     return ValueError(
-        f"{where} got rows of shape {tuple(x.shape[:-1])}, and it is not known which of the {batch.num_samples} "
-        f"samples each is of, as {reason}. Leave this layer out (exclude_modules; of a model with images, adapt the "
+        f"{where} got {prod(shape)} rows for {batch.num_samples} samples, of shape {shape}, and it is not known which "
+        f"sample each is of, as {reason}. Leave this layer out (exclude_modules; of a model with images, adapt the "
         "language model alone), or pass samples of one task, or one sample, at a time."
     )

@@ -63,7 +63,8 @@ class TaskNames:
         if isinstance(tasks, Tensor):
             if tasks.dim() > 2 or tasks.is_floating_point() or tasks.is_complex():
                 raise ValueError(
-                    f"Task ids must be a 1-D integer tensor, or a 2-D one for the tokens; got {tasks.dtype} of shape {tuple(tasks.shape)}."
+                    f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}. Those of "
+                    "tokens are a 2-D one."
                 )
             tasks = tasks.flatten().tolist() if tasks.dim() else tasks.tolist()
         named: list[str | int] = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]

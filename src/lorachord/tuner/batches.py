@@ -71,7 +71,7 @@ def _share(model: PreTrainedModel, inputs: Mapping[str, Any], name: str, token: 
     tokens_B: list[int] = (ids_BL == token).sum(1).tolist()
     total, grid_I3 = sum(tokens_B), inputs.get(GRIDS[name])
     if isinstance(grid_I3, Tensor):
-        merged = model.config.vision_config.spatial_merge_size ** 2
+        merged = model.config.vision_config.spatial_merge_size**2
         sizes = iter((grid_I3.prod(1) // merged).tolist())
         # Each sample's tokens are those of the images that are next, and none is left.
         if all(_taken(sizes, count) for count in tokens_B) and next(sizes, None) is None:
@@ -96,15 +96,22 @@ def _taken(sizes: Any, count: int) -> bool:
 
 
 def _scopes(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the modules that see images (or sounds) alone, and of those that see text alone."""
+    """The names of the modules that see images (or sounds) alone, and of those that see text alone.
+
+    Beside a language model lie towers, and connectors from them.
+    """
     decoder, output = model.get_decoder(), model.get_output_embeddings()
-    towers, text = [], []
-    for name, module in model.named_modules():
-        if module is not model and isinstance(module, PreTrainedModel) and "text" not in module.input_modalities:
-            towers.append(name)
-        if module is output or (module is decoder and module is not model):
-            text.append(name)
-    return tuple(towers), tuple(text)
+    names = {module: name for name, module in model.named_modules()}
+    if decoder is model or decoder not in names:
+        text, towers = (), [module for module in names if module is not model and _sees_no_text(module)]
+    else:
+        text, parent = (decoder,), model.get_submodule(names[decoder].rpartition(".")[0])
+        towers = [module for module in parent.children() if module is not decoder and module is not output]
+    return tuple(names[tower] for tower in towers), tuple(names[one] for one in (*text, output) if one in names)
+
+
+def _sees_no_text(module: nn.Module) -> bool:
+    return isinstance(module, PreTrainedModel) and "text" not in module.input_modalities
 
 
 def is_packed(inputs: Mapping[str, Any]) -> bool:
