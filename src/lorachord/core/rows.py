@@ -147,14 +147,17 @@ def _ragged(rows_B: tuple[int, ...], ctx: Context) -> tuple[tuple[int, int], Con
     for rows in rows_B:
         starts.append(starts[-1] + rows // size)
     samples_U = torch.tensor([sample for sample, rows in enumerate(rows_B) for _ in range(rows // size)])
-    changes: dict[str, Tensor | Runs | None] = {"samples_U": samples_U}
+    ctx = replace(ctx, samples_U=samples_U)
     if ctx.cosines_BC is not None:
-        samples_U = moved(samples_U, ctx.cosines_BC.device)
-        changes["cosines_BC"] = ctx.cosines_BC.index_select(0, samples_U)
+        ctx = replace(ctx, cosines_BC=ctx.cosines_BC.index_select(0, moved(samples_U, ctx.cosines_BC.device)))
     if ctx.task_ids_B is not None and len(ctx.task_ids_B) > 1:
-        changes["task_ids_B"] = ctx.task_ids_B.index_select(0, moved(samples_U, ctx.task_ids_B.device))
-        changes["runs"], changes["halves"] = _moved(ctx.runs, starts), _moved(ctx.half_runs, starts)
-    return (starts[-1], size), replace(ctx, **changes)
+        ctx = replace(
+            ctx,
+            task_ids_B=ctx.task_ids_B.index_select(0, moved(samples_U, ctx.task_ids_B.device)),
+            runs=_moved(ctx.runs, starts),
+            halves=_moved(ctx.half_runs, starts),
+        )
+    return (starts[-1], size), ctx
 
 
 def _moved(runs: Runs | None, starts: list[int]) -> Runs | None:

@@ -102,12 +102,13 @@ def _scopes(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     decoder, output = model.get_decoder(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
+    text: tuple[nn.Module | None, ...] = (output,)
     if decoder is model or decoder not in names:
-        text, towers = (), [module for module in names if module is not model and _sees_no_text(module)]
+        towers = [module for module in names if module is not model and _sees_no_text(module)]
     else:
-        text, parent = (decoder,), model.get_submodule(names[decoder].rpartition(".")[0])
+        text, parent = (decoder, output), model.get_submodule(names[decoder].rpartition(".")[0])
         towers = [module for module in parent.children() if module is not decoder and module is not output]
-    return tuple(names[tower] for tower in towers), tuple(names[one] for one in (*text, output) if one in names)
+    return tuple(names[tower] for tower in towers), tuple(names[one] for one in text if one in names)
 
 
 def _sees_no_text(module: nn.Module) -> bool:
