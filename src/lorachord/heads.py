@@ -43,10 +43,11 @@ class TaskHeads(nn.Module):
         ctx: Context | None = self.shared.contexts.get(HEADS)
         if ctx is None or ctx.runs is None:
             raise ValueError("There is a head for each task: name the samples' tasks with lorachord.on_task(...).")
-        num_tasks = ctx.num_samples or 1
-        if len(features) % num_tasks:
-            raise ValueError(f"{num_tasks} samples have a task, but the heads got {len(features)}.")
-        each, heads = len(features) // num_tasks, list(self.heads.values())
+        if ctx.tokens is not None:
+            raise ValueError("A head is of a whole sample: name one task for each sample, and not for each token.")
+        if ctx.num_named not in (1, len(features)):
+            raise ValueError(f"{ctx.num_named} samples have a task, but the heads got {len(features)}.")
+        each, heads = len(features) // (ctx.num_samples or 1), list(self.heads.values())
         outputs = []
         for task, start, stop in ctx.runs:
             output = heads[task](features[start * each : stop * each])

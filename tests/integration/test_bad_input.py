@@ -435,7 +435,7 @@ def test_a_pass_without_tasks_is_refused(model):
         ([[0], [1], [1], [0]], r"a name or an index, not \[[01]\]"),
         ([], "the list is empty"),
         (torch.tensor([0.0, 1.0, 1.0, 0.0]), r"1-D integer tensor; got torch\.float32 of shape \(4,\)"),
-        (torch.tensor([[0, 1], [1, 0]]), r"1-D integer tensor; got torch\.int64 of shape \(2, 2\)"),
+        (torch.tensor([[[0, 1], [1, 0]]]), r"1-D integer tensor; got torch\.int64 of shape \(1, 2, 2\)"),
         (torch.tensor([0, 1, 1, 2]), "no task 2"),
         (torch.tensor([True, False, True, False]), "a name or an index, not (True|False)"),
     ],
@@ -456,20 +456,19 @@ def test_on_task_on_a_model_without_an_adapter_is_refused():
         pass
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("num_ids", [2, 3, 8])
-def test_in_training_the_ids_must_be_as_many_as_the_samples(model, num_ids):
-    tasks = ([0, 1] * num_ids)[:num_ids]
+def test_the_ids_must_be_as_many_as_the_samples(model, num_ids, training):
     message = f"{num_ids} samples have a task, but the batch has 4"
-    model.train()
-    with pytest.raises(ValueError, match=message), lc.on_task(model, tasks):
-        model(input_ids=token_ids())
-    with pytest.raises(ValueError, match=message):
-        model(input_ids=token_ids(), lorachord_tasks=tasks)
-
-
-def test_in_evaluation_the_rows_must_be_a_multiple_of_the_ids(model):
-    with pytest.raises(ValueError, match=r"3 samples have a task, but model\.layers\.0.* got 28 rows, which is not"):
-        task_logits(model, [0, 1, 0])
+    model.train(training)
+    # Equal ones, too: the user has counted wrongly.
+    for tasks in (([0, 1] * num_ids)[:num_ids], [1] * num_ids):
+        with pytest.raises(ValueError, match=message), lc.on_task(model, tasks):
+            model(input_ids=token_ids())
+        with pytest.raises(ValueError, match=message), torch.no_grad():
+            model(input_ids=token_ids(), lorachord_tasks=tasks)
+        with pytest.raises(ValueError, match=message), torch.no_grad(), lc.on_task(model, tasks):
+            model(token_ids())
 
 
 # Experts

@@ -18,6 +18,8 @@ NAMES = TaskNames(("cola", "sst2", "rte"))
         ([2, 0], [2, 0]),
         (torch.tensor([2, 0]), [2, 0]),
         (torch.tensor(1), [1]),
+        # For each token.
+        (torch.tensor([[2, 0], [1, 1]]), [2, 0, 1, 1]),
     ],
 )
 def test_tasks_are_named_in_many_ways(tasks: Any, expected: list[int]) -> None:
@@ -33,7 +35,7 @@ def test_tasks_are_named_in_many_ways(tasks: Any, expected: list[int]) -> None:
         (True, "name or an index"),
         ([], "empty"),
         (torch.tensor([0.0]), "integer tensor"),
-        (torch.zeros(2, 2, dtype=torch.long), r"shape \(2, 2\)"),
+        (torch.zeros(2, 2, 1, dtype=torch.long), r"shape \(2, 2, 1\)"),
     ],
 )
 def test_wrong_tasks_are_errors_in_words(tasks: Any, message: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.probes import Probes
-from lorachord.core.rows import batch_of, laid_out
+from lorachord.core.rows import by_unit, laid_out
 from lorachord.kernels.blocks import blocks_linear
 from lorachord.kernels.inner import inner_products
 from lorachord.kernels.linear import rows_linear
@@ -32,12 +32,14 @@ class Pass(nn.Module, ABC):
     """One layer's pass, of an adapter whose hooks are documented in `Adapter`.
 
     Attributes:
+        by_prompt: whether the core depends on a sample's prompt, so that each row's sample must be known.
         probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
     """
 
     method: ClassVar[str]
     mixing: ClassVar[Mixing]
     rows_last: ClassVar[bool]
+    by_prompt: ClassVar[bool] = False
 
     layer: LayerSpec
     config: MethodConfig
@@ -76,21 +78,21 @@ class Pass(nn.Module, ABC):
                 these. On a CPU the update and its gradient are then added in place. Default False.
 
         Raises:
-            ValueError: a TASK method without task ids, or ids that do not fit the rows.
+            ValueError: a TASK method without task ids, or rows of samples that are not known.
         """
         if self.mixing is Mixing.TASK and ctx.task_ids_B is None:
             raise ValueError(
                 f"{self.method} needs the task of each sample, and none was named. Wrap the call in "
                 "`with lorachord.on_task(model, tasks):`, or pass `lorachord_tasks=` to the model."
             )
-        batch = batch_of(x, ctx, self.layer.name)
+        # Where nothing is differentiated, no gradients are collected.
+        probes = self.probes if torch.is_grad_enabled() else None
+        by_task = self.mixing is Mixing.TASK or probes is not None
+        batch, ctx = by_unit(x, ctx.to(x.device), self.layer.name, by_task=by_task, by_prompt=self.by_prompt)
         num_rows = batch[0] * batch[1]
-        ctx = ctx.to(x.device)
         # Under autocast the frozen layer computes in autocast's dtype; so does the adapter.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        # Where nothing is differentiated, no gradients are collected.
-        probes = self.probes if torch.is_grad_enabled() else None
         runs = None if probes is None else probes.row_runs(ctx, num_rows)
 
         h, seen, passed = self._inner(x, dtype, probes, runs, through=alone)

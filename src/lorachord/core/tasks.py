@@ -15,7 +15,7 @@ from torch import Tensor
 from lorachord.messages import suggest
 
 Tasks = str | int | Sequence[str] | Sequence[int] | Tensor
-"""How a user names tasks: one name or index for all samples, or one per sample."""
+"""How a user names tasks: one name or index for all samples, or one per sample; or ids per token, a tensor (B, L)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,14 @@ class TaskNames:
         return task
 
     def indices(self, tasks: Tasks) -> list[int]:
-        """The positions of one task or several; errors as in `index`."""
+        """The positions of one task or several, those of tokens one sample after another; errors as in `index`."""
         if isinstance(tasks, Tensor):
-            if tasks.dim() > 1 or tasks.is_floating_point() or tasks.is_complex():
+            if tasks.dim() > 2 or tasks.is_floating_point() or tasks.is_complex():
                 raise ValueError(
-                    f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}."
+                    f"Task ids must be a 1-D integer tensor; got {tasks.dtype} of shape {tuple(tasks.shape)}. Those of "
+                    "tokens are a 2-D one."
                 )
-            tasks = tasks.tolist()
+            tasks = tasks.flatten().tolist() if tasks.dim() else tasks.tolist()
         named: list[str | int] = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
         if not named:
             raise ValueError("No task was named: the list is empty.")

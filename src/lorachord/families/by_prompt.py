@@ -1,6 +1,6 @@
 """The base of methods that choose once for each prompt.
 
-Shapes: B samples, L rows of one sample, N = B * L rows; X features of a row.
+Shapes: B samples, L rows of one sample, N = B * L rows; U units of rows; X features of a row.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 from lorachord.core.adapter import Adapter
 from lorachord.core.config import MethodConfig
 from lorachord.core.context import Context, Mixing
-from lorachord.core.rows import batch_of, laid_out
-from lorachord.kernels.devices import without_autocast
+from lorachord.core.rows import laid_out
+from lorachord.kernels.devices import moved, without_autocast
 
 
 class PromptLevel(Adapter):
@@ -28,6 +28,7 @@ class PromptLevel(Adapter):
     """
 
     mixing = Mixing.INPUT
+    by_prompt = True
     embeds: ClassVar[bool] = False
 
     @classmethod
@@ -57,23 +58,28 @@ class PromptLevel(Adapter):
 
     @final
     def prompt_mean(self, x: Tensor, ctx: Context) -> Tensor:
-        """The mean of x (..., D) over the prompt: (B, D), in at least float32.
+        """The mean of x (B, L, D) over the prompt: (B, D), in at least float32.
 
-        A layer that does not see the tokens one by one (a pooler) takes the mean over all rows of a sample. Of a sample
-        without a prompt it is 0.
+        A layer that does not see the tokens one by one (a pooler, one of a vision tower) takes the mean over all rows
+        of a sample; each unit of rows has its sample's. Of a sample without a prompt it is 0.
         """
-        mask_BL = ctx.prompt_mask_BL
-        num_samples = batch_of(x, ctx, self.layer.name)[0] if mask_BL is None else len(mask_BL)
-        rows_BLD = self.by_sample(x, num_samples)
         if ctx.recalled is not None:
             recalled_BD = ctx.recalled[self.layer.name]
-            return recalled_BD.repeat_interleave(len(rows_BLD) // len(recalled_BD), dim=0)
+            return recalled_BD.repeat_interleave(len(x) // len(recalled_BD), dim=0)
         with without_autocast(x):
-            share_BL = _shares(rows_BLD, mask_BL)
-            mean_BD = torch.bmm(share_BL.unsqueeze(1), rows_BLD.to(share_BL.dtype)).squeeze(1)
-        if ctx.kept is not None:
+            share_BL = _shares(x, ctx.prompt_mask_BL)
+            mean_BD = torch.bmm(share_BL.unsqueeze(1), x.to(share_BL.dtype)).squeeze(1)
+        if ctx.samples_U is not None:
+            mean_BD = _shared(mean_BD, moved(ctx.samples_U, x.device))
+        elif ctx.kept is not None:
             ctx.kept[self.layer.name] = mean_BD
         return mean_BD
+
+
+def _shared(mean_UD: Tensor, samples_U: Tensor) -> Tensor:
+    """The mean over each sample's units, for each of them: (U, D)."""
+    alike_UU = (samples_U.unsqueeze(1) == samples_U).to(mean_UD.dtype)
+    return alike_UU / alike_UU.sum(1, keepdim=True) @ mean_UD
 
 
 def _shares(rows_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:

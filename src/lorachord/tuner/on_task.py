@@ -26,8 +26,10 @@ def on_task(
     Args:
         model: a model with an adapter, however wrapped.
         tasks: a task name or index for the whole batch; or one per sample, as a list of names or of indices, or as a
-            LongTensor (B,). Indices are positions in the adapter's task list. None beside one of the others leaves the
-            tasks as they are.
+            LongTensor (B,); or one per token, as a LongTensor (B, L), where rows hold texts of several tasks. Indices
+            are positions in the adapter's task list. None beside one of the others leaves the tasks as they are. As
+            many as samples must be named, in training and in evaluation. `generate` counts its prompts, and may then
+            repeat each in place (beams, `num_return_sequences`).
         prompt_mask: for methods that choose once for each prompt: True for its tokens (B, L); tokens beyond the mask
             are no part of it. Default: of a decoder's pass with `labels`, the tokens before the first that counts; else
             all that are not padding. In passes that go on from a cache, the prompt is what the first pass has read.

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from lorachord.core.adapter import Adapter
-from lorachord.core.context import NO_CONTEXT, PenaltyFrom
+from lorachord.core.context import NO_CONTEXT, Context, PenaltyFrom
+from lorachord.core.rows import Batch
+from lorachord.tuner.batches import batch_of, first_input
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
+from lorachord.tuner.generating import Generate
 from lorachord.tuner.peft_config import LorachordConfig
-from lorachord.tuner.state import SharedState
+from lorachord.tuner.state import Contexts, SharedState
 from lorachord.tuner.walk import active_adapters, adapted_layers
 
 TASKS_KEYWORD = "lorachord_tasks"
@@ -47,24 +52,18 @@ class Passes:
         if TASKS_KEYWORD in kwargs:
             contexts = state.resolve(kwargs.pop(TASKS_KEYWORD), active_adapters(model))
         named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs if args else kwargs
-        mask = named.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask_BL = mask.bool()
-            contexts = {
-                name: replace(contexts.get(name, NO_CONTEXT), token_mask_BL=mask_BL) for name in state.task_names
-            }
+        contexts = self.with_batch(model, named, contexts)
         # Only adapters that act: where none acts, no prompt is needed.
         acting = _acting(model)
         looking = [name for name in acting if name in state.prompts.encoders]
         if looking:
             contexts = state.prompts.settle(model, named, looking, contexts)
-        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
-        if batch is not None:
+        given = first_input(named)
+        if given is not None:
             # Once, and not again in each layer.
-            contexts = {name: context.to(batch.device) for name, context in contexts.items()}
+            contexts = {name: context.to(given.device) for name, context in contexts.items()}
         state.contexts = contexts
         if model.training and torch.is_grad_enabled():
-            self._check_batch(batch)
             self._remind_of_penalty(model, acting)
         self._prepare_checkpointing(model)
         return args, kwargs
@@ -76,6 +75,29 @@ class Passes:
         self.state.contexts = self.state.named
         self.state.prompts.finish(output)
 
+    def with_batch(self, model: nn.Module, inputs: Mapping[str, Any], contexts: Contexts) -> Contexts:
+        """The contexts of a pass with the rows that it begins with, for every adapter.
+
+        Args:
+            inputs: the arguments of the pass, by name.
+
+        Raises:
+            ValueError: tasks were named for another number of samples. Only inside of `generate` may each sample stand
+                several times in place.
+        """
+        state = self.state
+        # Images are looked at where their samples can matter.
+        look = bool(state.prompts.encoders) or any((context.num_samples or 1) > 1 for context in contexts.values())
+        batch, mask = batch_of(model, inputs, look=look), inputs.get("attention_mask")
+        if batch is None:
+            return contexts
+        mask_BL = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        found = {}
+        for name in state.task_names:
+            context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.generating)
+            found[name] = replace(context, batch=batch, token_mask_BL=mask_BL)
+        return found
+
     def _verify_tasks(self, model: nn.Module) -> None:
         # Weights may come in by roads that check nothing (transformers' load_adapter), so look once, before first use.
         for layer in adapted_layers(model):
@@ -84,12 +106,6 @@ class Passes:
                 if digest is not None:
                     self.state.task_names[name].check_digest(digest)
         self.state.unverified.clear()
-
-    def _check_batch(self, batch: Tensor | None) -> None:
-        # Generation repeats samples (beams), training does not: here the ids must be those of this very batch.
-        for context in self.state.contexts.values():
-            if batch is not None and context.num_samples not in (None, 1, len(batch)):
-                raise ValueError(f"{context.num_samples} samples have a task, but the batch has {len(batch)}.")
 
     def _remind_of_penalty(self, model: nn.Module, acting: list[str]) -> None:
         state = self.state
@@ -128,6 +144,23 @@ class Passes:
                     )
 
 
+def _of_batch(context: Context, batch: Batch, *, repeats: bool) -> Context:
+    num_named, num_samples = context.num_named, batch.num_samples
+    if num_named in (1, num_samples):
+        if context.tokens is not None and context.tokens not in [(num_samples, length) for length in batch.lengths]:
+            raise ValueError(
+                f"Tasks were named for tokens of shape {context.tokens}, but the batch has {num_samples} samples of "
+                f"{' or '.join(map(str, batch.lengths))} tokens."
+            )
+        return context
+    if repeats and num_samples % num_named == 0 and context.tokens is None:
+        return context.repeated(num_samples // num_named)
+    raise ValueError(
+        f"{num_named} samples have a task, but the batch has {num_samples}. Name one task per sample of the batch, or "
+        "one for all."
+    )
+
+
 def install(model: nn.Module, state: SharedState, name: str, config: LorachordConfig) -> None:
     """Take up an adapter that was put into `model`, and hook the model if that is the first."""
     # The name may have been another adapter's before.
@@ -143,6 +176,8 @@ def install(model: nn.Module, state: SharedState, name: str, config: LorachordCo
         passes = Passes(state)
         model.register_forward_pre_hook(passes.before_forward, with_kwargs=True)
         model.register_forward_hook(passes.after_forward, always_call=True)
+        if isinstance(model, GenerationMixin):
+            vars(model)["generate"] = Generate(model, passes)
     passes.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 
 
@@ -156,6 +191,7 @@ def uninstall(model: nn.Module) -> None:
         model._forward_pre_hooks_with_kwargs.pop(key, None)
         model._forward_hooks.pop(key, None)
         model._forward_hooks_always_called.pop(key, None)
+    vars(model).pop("generate", None)
     for module in passes.checkpointed:
         wrapped = vars(module).get("_gradient_checkpointing_func")
         if isinstance(wrapped, TaskCheckpoint):

@@ -24,6 +24,7 @@ from lorachord.core.context import NO_CONTEXT, Context
 from lorachord.core.registry import get_method
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.kernels.devices import moved
+from lorachord.tuner.batches import first_input, is_packed
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 from lorachord.tuner.peft_config import LorachordConfig
 
@@ -95,9 +96,16 @@ class Prompts:
             inputs: the arguments of the pass, by name.
 
         Raises:
-            ValueError: a mask or embeddings that do not fit the batch, no centroids, or a cache of unknown prompts.
+            ValueError: a mask or embeddings that do not fit the batch, no centroids, a cache of unknown prompts, or
+                several prompts in a row.
         """
-        size = _input(inputs).shape[:2]
+        if is_packed(inputs) or any(contexts.get(name, NO_CONTEXT).tokens is not None for name in names):
+            raise ValueError(
+                f"Adapter {', '.join(names)} chooses once for each prompt, but the rows of this batch hold several "
+                "texts one after another (packing). Give each text a row of its own, or take a method that chooses by "
+                "token or by task."
+            )
+        size = _given(inputs).shape[:2]
         cache = inputs.get("past_key_values")
         contexts = dict(contexts)
         if isinstance(cache, Cache) and cache.get_seq_length() > 0:
@@ -139,7 +147,7 @@ class Prompts:
 
     def mask_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """True for the tokens of the prompts (B, L): as given, or before the labels of a decoder, or all."""
-        tokens, labels, attended = _input(inputs), inputs.get("labels"), inputs.get("attention_mask")
+        tokens, labels, attended = _given(inputs), inputs.get("labels"), inputs.get("attention_mask")
         size = tokens.shape[:2]
         if isinstance(attended, Tensor) and attended.shape == size:
             mask_BL = attended.bool()
@@ -234,6 +242,7 @@ def _fitted(mask_BL: Tensor, size: torch.Size) -> Tensor:
     return F.pad(_repeated(mask_BL, num_samples, "a prompt mask"), (0, length - mask_BL.shape[1]))
 
 
-def _input(inputs: Mapping[str, Any]) -> Tensor:
-    values = (inputs.get("input_ids"), inputs.get("inputs_embeds"), *inputs.values())
-    return next(value for value in values if isinstance(value, Tensor))
+def _given(inputs: Mapping[str, Any]) -> Tensor:
+    tokens = first_input(inputs)
+    assert tokens is not None, "a pass without any input"
+    return tokens

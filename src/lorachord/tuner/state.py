@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lorachord.core.context import Context, PenaltyFrom
 from lorachord.core.tasks import TaskNames, Tasks
 from lorachord.tuner.prompts import Prompts
@@ -21,6 +23,7 @@ class SharedState:
         unverified: the adapters whose saved task order has not been compared with their task names yet.
         named: the contexts that `on_task` has set; replaced, never changed.
         contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask and prompts.
+        generating: whether `generate` is under way, which may repeat each of its samples in place.
         prompts: for adapters that choose by prompt.
     """
 
@@ -31,6 +34,7 @@ class SharedState:
         self.unverified: set[str] = set()
         self.named: Contexts = {}
         self.contexts: Contexts = {}
+        self.generating = False
         self.prompts = Prompts()
 
     def forget(self, name: str) -> None:
@@ -51,7 +55,12 @@ class SharedState:
             if not len(task_names):
                 continue
             try:
-                contexts[name] = Context.of_tasks(task_names.indices(tasks))
+                ids = task_names.indices(tasks)
+                if isinstance(tasks, Tensor) and tasks.dim() == 2:
+                    rows = [ids[start : start + tasks.shape[1]] for start in range(0, len(ids), tasks.shape[1])]
+                    contexts[name] = Context.of_tokens(rows)
+                else:
+                    contexts[name] = Context.of_tasks(ids)
             except ValueError:
                 if name in active:
                     raise

@@ -1,0 +1,48 @@
+"""`generate` of a model with adapters: the one road on which a sample becomes several rows of the batch.
+
+Beams and several returned texts repeat each sample in place, inside of `generate`. A plain forward pass over twice as
+many samples as have a task looks the same, and is a mistake. So `generate` itself, on the model that was injected into,
+says that it is under way. It also encodes images, and the input of an encoder, before its first forward pass: these get
+the contexts of the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from lorachord.tuner.passes import Passes
+
+
+class Generate:
+    """Stands in for a model's `generate`.
+
+    Args:
+        model: the model that was injected into.
+        passes: its hooks.
+    """
+
+    def __init__(self, model: nn.Module, passes: Passes) -> None:
+        self.generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+        self.model = model
+        self.passes = passes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `generate`.
+
+        Raises:
+            ValueError: tasks were named for another number of samples than there are prompts.
+        """
+        state = self.passes.state
+        generating, contexts = state.generating, state.contexts
+        inputs = dict(zip(("input_ids",), args, strict=False)) | kwargs
+        inputs.setdefault("input_ids", inputs.get("inputs"))
+        state.contexts = self.passes.with_batch(self.model, inputs, state.named)
+        state.generating = True
+        try:
+            return self.generate(*args, **kwargs)
+        finally:
+            state.generating, state.contexts = generating, contexts
