@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from lorachord.data.class_names import index, named, number, plain
 from lorachord.data.task import Source, Task
 from lorachord.messages import suggest
 
@@ -115,33 +117,47 @@ class RowReader:
         return self._index(row, value, position, names)
 
     def _number(self, value: Any, position: int) -> float:
-        if not isinstance(value, bool) and isinstance(value, (str, Real)):
+        value = plain(value)
+        if not isinstance(value, bool) and isinstance(value, (str, Real, Decimal)):
             try:
-                number = float(value)
-            except ValueError:
-                number = math.nan
-            if math.isfinite(number):
-                return number
+                found = float(value)
+            except (ValueError, OverflowError):
+                found = math.nan
+            if math.isfinite(found):
+                return found
         raise self._error(position, f"the label must be a finite number; it is {value!r}.")
 
     def _index(self, row: Mapping[str, Any], value: Any, position: int, names: Sequence[str]) -> int:
         keys = self.source.label_keys
         if keys:
             listed = [str(key) for key in (self._reach(row, position, keys) if isinstance(keys, str) else keys)]
-            if str(value) not in listed:
+            found = named(value, listed)
+            if found is None:
                 raise self._error(position, f"label {value!r} is none of the source's: {', '.join(listed)}.")
-            index = listed.index(str(value))
-        elif isinstance(value, str) and value in self.task.labels:
-            index = self.task.labels.index(value)
-        elif isinstance(value, Integral) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
-            index = int(value)
-        else:
-            near = suggest(value, self.task.labels) if isinstance(value, str) and self.task.labels else ""
+            if found >= len(names):
+                raise self._error(position, f"label {value!r} is outside {_shown(names)}.")
+            return found
+        # A row's options are no names: a number among them says which option it is, whatever numbers these hold.
+        options = self.task.kind == "multiple_choice"
+        found = None if options and number(value) is not None else named(value, names)
+        return found if found is not None else self._whole(value, position, names, own_numbers=not options)
+
+    def _whole(self, value: Any, position: int, names: Sequence[str], *, own_numbers: bool) -> int:
+        """The index that a label is which is no name."""
+        whole = index(value, names)
+        if whole is not None and own_numbers and any(number(name) is not None for name in names):
+            raise self._error(
+                position,
+                f"label {value!r} is none of the names {', '.join(names)}, which are numbers themselves. If the labels "
+                "are indices, list them in the source, in the order of the names: label_keys=('0', '1', ...).",
+            )
+        if whole is None:
+            near = suggest(value, names) if isinstance(value, str) and self.task.labels else ""
             raise self._error(position, f"label {value!r} is neither an index nor the name of {_shown(names)}. {near}")
-        if not 0 <= index < len(names):
-            hint = " -1 often marks rows without labels: name another split." if index == -1 else ""
+        if not 0 <= whole < len(names):
+            hint = " -1 often marks rows without labels: name another split." if whole == -1 else ""
             raise self._error(position, f"label {value!r} is outside {_shown(names)}.{hint}")
-        return index
+        return int(whole)
 
 
 def _shown(names: Sequence[str]) -> str:

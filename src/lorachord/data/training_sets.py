@@ -83,8 +83,9 @@ def _of_task(task: Task, train: Any, val: Any) -> tuple[Task, Dataset, Dataset]:
         return task, train, _read(task, val)
     given = {"train": train} if val is None or is_examples(val) else {"train": train, "val": val}
     whats = {"train": "train_data", "val": "eval_data"}
-    opened = {name: opened_rows(rows, _where(whats[name], task)) for name, rows in given.items()}
-    task = infer_labels(with_class_names(task, given), opened, IN_MEMORY)
+    task = with_class_names(task, given)
+    opened = {name: opened_rows(rows, _where(whats[name], task), task) for name, rows in given.items()}
+    task = infer_labels(task, opened, IN_MEMORY)
     drawn = ("val",) if val is None else ()
     sets = assemble(task, IN_MEMORY, opened, seed=0, drawn=drawn)
     return task, sets["train"], sets.get("val", val)
@@ -93,7 +94,7 @@ def _of_task(task: Task, train: Any, val: Any) -> tuple[Task, Dataset, Dataset]:
 def _read(task: Task, rows: Any) -> Dataset:
     if is_examples(rows):
         return rows
-    return to_dataset(task, read_split(task, IN_MEMORY, opened_rows(rows, _where("eval_data", task)))[0])
+    return to_dataset(task, read_split(task, IN_MEMORY, opened_rows(rows, _where("eval_data", task), task))[0])
 
 
 def _where(what: str, task: Task) -> str:

@@ -241,3 +241,26 @@ def test_a_missing_folder_or_file_names_what_there_is(tmp_path: Path) -> None:
         load_task(at(tmp_path / "toys" / "trane.csv"))
     with pytest.raises(ValueError, match=r"'nothere'"):
         load_task(at(Path("nothere/toys/x")))
+
+
+def test_the_same_row_is_the_same_class_in_every_format(tmp_path: Path) -> None:
+    for labels in (("true", "false"), ("neg", "pos"), ("no", "yes"), ("yes", "no")):
+        found = {}
+        for suffix in (".csv", ".jsonl", ".parquet"):
+            made = [{"sentence1": f"text {n}", "label": n % 3 == 0} for n in range(40)]
+            file = write(tmp_path / labels[0] / f"x{suffix}", made)
+            data = load_task(task(source=Source(path=str(file)), labels=labels))
+            found[suffix] = {row["first"]: row["label"] for part in (data.train, data.val, data.dev) for row in part}
+        assert found[".csv"] == found[".jsonl"] == found[".parquet"]
+        true = labels[found[".csv"]["text 0"]]
+        assert true == {"true": "true", "neg": "pos", "no": "yes", "yes": "yes"}[labels[0]]
+
+
+def test_classes_that_a_dataset_names_in_another_order_keep_their_names() -> None:
+    made = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    data = from_rows(task(source=None, labels=("yes", "no")), {"train": made})
+    for row in data.train:
+        assert row["label"] == (int(row["first"].split()[1]) + 1) % 2
+    stars = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["1", "2"]))
+    data = from_rows(Task("stars", kind="classification", text="sentence1"), {"train": stars})
+    assert all(row["label"] == int(row["first"].split()[1]) % 2 for row in data.train)
