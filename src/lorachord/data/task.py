@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorachord.data.metrics import METRICS, get_metric
-from lorachord.data.prompt import check_template, default_template
+from lorachord.data.prompt import check_template, default_template, written
 from lorachord.messages import suggest
 
 DEFAULT_METRICS = {
@@ -188,12 +188,12 @@ class Task:
         return self.prompt.format(first=example["first"], second=example["second"], options=shown).strip()
 
     def target(self, example: Mapping[str, Any]) -> str:
-        """What a decoder should write after the prompt: the answer, the option, the text, or a number's one decimal."""
+        """What a decoder should write after the prompt: the answer, the option, the text, or the number."""
         label = example["label"]
         if self.kind == "generation":
             return str(label).strip()
         if self.kind == "regression":
-            return f"{label:.1f}"
+            return written(label)
         return self.options(example)[int(label)]
 
 

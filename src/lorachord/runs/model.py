@@ -19,6 +19,7 @@ from lorachord.runs.parts import ModelPart
 from lorachord.runs.recipe import Recipe
 from lorachord.training.kinds import MODEL_KINDS
 from lorachord.training.model_kind import ModelKind
+from lorachord.training.positions import longest_row
 from lorachord.tuner import Calibration
 
 
@@ -61,7 +62,7 @@ def load_plain(
             begin_at(base, name, offset)
     else:
         base, tokenizer = load_decoder(base_name(part), dtype=dtype, gguf_file=part.gguf_file)
-    longest = getattr(base.config, "max_position_embeddings", None)
+    longest = longest_row(base)
     if longest is not None and part.max_length > longest:
         raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")
     return base, MODEL_KINDS[part.kind](tokenizer, tuple(tasks), max_length=part.max_length)

@@ -56,7 +56,7 @@ def test_options_and_targets_are_what_a_decoder_says() -> None:
     chosen = task("multiple_choice")
     assert (chosen.options(EXAMPLE), chosen.target(EXAMPLE)) == (["left", "right"], "right")
     number = task("regression")
-    assert (number.options(EXAMPLE), number.target({**EXAMPLE, "label": 2.333})) == ([], "2.3")
+    assert (number.options(EXAMPLE), number.target({**EXAMPLE, "label": 2.333})) == ([], "2.333")
     written = task("generation")
     assert (written.options(EXAMPLE), written.target({**EXAMPLE, "label": " words "})) == ([], "words")
 
