@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import ClassLabel, Dataset  # type: ignore[import-untyped]
-from pandas import DataFrame  # type: ignore[import-untyped]
+from pandas import NA, DataFrame, NaT  # type: ignore[import-untyped]
 
-from lorachord.data.files import Row
+from lorachord.data.files import Row, refuse_repeated
 from lorachord.data.locate import Opened
 from lorachord.data.task import Task
 
@@ -60,6 +60,7 @@ def with_named_labels(
 def plain_rows(rows: RowsInMemory, where: str) -> list[Row]:
     """Each row as a dict; arguments and errors as `opened_rows`."""
     if isinstance(rows, DataFrame):
+        refuse_repeated(map(str, rows.columns), where)
         return [{column: _plain(value) for column, value in row.items()} for row in rows.to_dict("records")]
     if isinstance(rows, Dataset):
         plain: list[Row] = rows.with_format("arrow")[:].to_pylist()
@@ -102,5 +103,7 @@ def with_class_names(task: Task, splits: Mapping[str, RowsInMemory]) -> Task:
 
 
 def _plain(value: Any) -> Any:
-    # Lists in a frame that was read from parquet.
+    # Gaps in a frame, and lists in one that was read from parquet.
+    if value is NA or value is NaT:
+        return None
     return value.tolist() if isinstance(value, np.ndarray) else value

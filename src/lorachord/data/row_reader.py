@@ -55,6 +55,21 @@ class RowReader:
         """
         return self._value(row, position, self.task.label)
 
+    def unlabelled(self, row: Mapping[str, Any], position: int) -> bool:
+        """Whether a row's label is missing: no such column, null, not a number, blank, or -1 that is no class."""
+        try:
+            value = plain(self.raw_label(row, position))
+        except ValueError:
+            return True
+        # Only a NaN differs from itself.
+        if value is None or (isinstance(value, float) and value != value):
+            return True
+        if isinstance(value, str) and not value.strip():
+            return True
+        classes = self.task.kind not in ("regression", "generation")
+        known = self.source.label_keys or self.task.labels
+        return classes and number(value) == -1 and (isinstance(known, str) or named(value, known) is None)
+
     def group(self, row: Mapping[str, Any], position: int) -> str:
         """What keeps this row with others when val is drawn: its group columns, whatever their case and spacing."""
         columns = self.task.group or self.task.text_columns[0]
@@ -81,6 +96,8 @@ class RowReader:
                 value = value[part]
             elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
                 value = value[int(part)]
+            elif value is None:
+                raise self._error(position, f"column {name!r} is missing: what holds its {part!r} is null there.")
             else:
                 known = ", ".join(map(str, row))
                 raise self._error(position, f"there is no column {name!r}. {suggest(name, row)} Columns: {known}.")
@@ -92,7 +109,7 @@ class RowReader:
         for part in parts:
             if not isinstance(part, str):
                 raise self._error(position, f"column {column!r} must hold text; it holds {part!r}.")
-        return " ".join(parts)
+        return _whole_letters(" ".join(parts))
 
     def _options(self, row: Mapping[str, Any], position: int) -> list[str]:
         options = self._value(row, position, self.task.choices)
@@ -104,14 +121,14 @@ class RowReader:
             )
         if len(options) < 2:
             raise self._error(position, f"there must be at least two options to choose from; it has {options!r}.")
-        return list(options)
+        return [_whole_letters(option) for option in options]
 
     def _label(self, row: Mapping[str, Any], position: int, names: Sequence[str]) -> int | float | str:
         value = self.raw_label(row, position)
         if self.task.kind == "generation":
             if not isinstance(value, str):
                 raise self._error(position, f"the label must be a text; it is {value!r}.")
-            return value
+            return _whole_letters(value)
         if self.task.kind == "regression":
             return self._number(value, position)
         return self._index(row, value, position, names)
@@ -158,6 +175,13 @@ class RowReader:
             hint = " -1 often marks rows without labels: name another split." if whole == -1 else ""
             raise self._error(position, f"label {value!r} is outside {_shown(names)}.{hint}")
         return int(whole)
+
+
+def _whole_letters(text: str) -> str:
+    """A text whose halves of characters (lone surrogates, left by cutting) are replaced, for no format holds them."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset  # type: ignore[import-untyped]
 
-from lorachord.data.assemble import IN_MEMORY, TaskData, assemble, read_split, to_dataset
+from lorachord.data.assemble import TaskData, assemble, in_memory, read_split, to_dataset
 from lorachord.data.files import SUFFIXES, Row
 from lorachord.data.labels import infer_labels
 from lorachord.data.locate import REQUIRED, Opened, choose_splits, describe, open_local
@@ -115,8 +115,8 @@ def from_rows(task: Task, splits: Mapping[str, RowsInMemory], *, seed: int = 0) 
         raise ValueError(f"Task {task.name!r} has no rows for train; it has {', '.join(splits) or 'none'}.")
     task = with_class_names(task, splits)
     opened = {name: opened_rows(rows, describe(name, task, "in memory"), task) for name, rows in splits.items()}
-    task = infer_labels(task, opened, IN_MEMORY)
-    return TaskData(task=task, **assemble(task, IN_MEMORY, opened, seed))
+    task = infer_labels(task, opened, in_memory(task))
+    return TaskData(task=task, **assemble(task, in_memory(task), opened, seed))
 
 
 def _open_hub(task: Task, source: Source, streaming: bool) -> dict[str, Opened]:

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from lorachord.attach import attach
 from lorachord.data.task import Task
-from lorachord.heads import add_heads, begin_at
+from lorachord.heads import add_heads, begin_at, unit_of
 from lorachord.hub import on_hub
 from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.runs.parts import ModelPart
@@ -42,12 +42,12 @@ def base_name(part: ModelPart) -> str:
 
 
 def load_plain(
-    recipe: Recipe, tasks: Sequence[Task], *, offsets: Mapping[str, float] | None = None
+    recipe: Recipe, tasks: Sequence[Task], *, moments: Mapping[str, tuple[float, float]] | None = None
 ) -> tuple[nn.Module, ModelKind]:
     """The base with its heads, and its kind. Seeds torch with the recipe's seed.
 
     Args:
-        offsets: what the new heads of regression tasks start with, by task.
+        moments: mean and variance of the answers of regression tasks, by task: what their new heads start with.
     """
     part = recipe.model
     set_seed(recipe.seed)
@@ -58,8 +58,8 @@ def load_plain(
         base, tokenizer = load_encoder(base_name(part), num_labels=width, dtype=dtype)
         if part.heads == "per_task":
             base = add_heads(base, {task.name: task.num_outputs for task in tasks})
-        for name, offset in (offsets or {}).items():
-            begin_at(base, name, offset)
+        for name, (mean, variance) in (moments or {}).items():
+            begin_at(base, name, mean, unit_of(variance) if part.heads == "per_task" else 1.0)
     else:
         base, tokenizer = load_decoder(base_name(part), dtype=dtype, gguf_file=part.gguf_file)
     longest = longest_row(base)

@@ -30,10 +30,9 @@ from lorachord.training.model_kind import (
     num_letters,
     to_device,
 )
-from lorachord.training.positions import position_table
+from lorachord.training.positions import ends_of, position_table
 from lorachord.tuner import on_task
 from lorachord.tuner.prompts import prompt_before
-
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +65,9 @@ class DecoderBatches(ModelKind):
 
         An end at which the model does not stop by itself is logged.
         """
-        end, room = self.rows.end, self.max_length - len(self.rows.prompt(""))
-        for task in self.tasks:
-            for answer in task.answers:
-                length = len(self.rows.answer(answer, end=True))
-                if length > room - 2:
-                    raise ValueError(
-                        f"Task {task.name!r}: the answer {answer!r} has {length} tokens with its end, which leaves no "
-                        f"room for a prompt in max_length {self.max_length}: raise it, or write shorter answers=(...)."
-                    )
-        ends = _ends(base)
+        end = self.rows.end
+        self.rows.check(self.tasks)
+        ends = ends_of(base)
         if ends and end not in ends:
             logger.warning(
                 "answers end with the tokenizer's token %d, and the model's own generate stops at %s: set "
@@ -91,27 +83,13 @@ class DecoderBatches(ModelKind):
             rows.append(
                 self.rows.row(task.render(example), task.target(example), end=True, beside=task.options(example))
             )
-        batch = {**self.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
+        batch = {**self.rows.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
         embedding_BF = embeddings_of(examples)
         return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
 
     def row(self, prompt: str, answer: str, *, end: bool) -> Row:
         """Token ids of prompt and answer, and the labels of the answer alone; `end` adds the end-of-text token."""
         return self.rows.row(prompt, answer, end=end)
-
-    def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Tensors of rows (B, L), padded on the right."""
-        length = max(len(ids) for ids, _ in rows)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-
-        def padded(lists: list[list[int]], filler: int) -> Tensor:
-            return torch.tensor([ids + [filler] * (length - len(ids)) for ids in lists])
-
-        return {
-            "input_ids": padded([ids for ids, _ in rows], padding),
-            "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
-            "labels": padded([labels for _, labels in rows], IGNORED),
-        }
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         prompt_mask = prompt_before(batch["labels"])
@@ -152,7 +130,7 @@ class DecoderBatches(ModelKind):
         return [self.tasks[example["task"]].render(example)]
 
     def prompts(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[int]]:
-        batch = self.pad([(ids, ids) for ids in map(self.prompt, examples)])
+        batch = self.rows.pad([(ids, ids) for ids in map(self.prompt, examples)])
         return self.inputs(batch), [1] * len(examples)
 
     def fusion_inputs(self, examples: Sequence[Example], *, labelled: bool) -> Inputs:
@@ -185,9 +163,9 @@ class DecoderBatches(ModelKind):
         """One row for each answer of each example, with its end also where one of them begins another."""
         rows = []
         for example, own in zip(examples, answers, strict=True):
-            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.need_ends(own)
+            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.needends_of(own)
             rows += [self.rows.row(prompt, answer, end=ends, beside=own) for answer in own]
-        return self.pad(rows)
+        return self.rows.pad(rows)
 
     def _choose(self, model: nn.Module, examples: Sequence[Example]) -> Iterator[Record]:
         index = examples[0]["task"]
@@ -228,12 +206,11 @@ class DecoderBatches(ModelKind):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=padding,
-                eos_token_id=sorted({self.rows.end, *_ends(base_of(model))}),
+                eos_token_id=sorted({self.rows.end, *ends_of(base_of(model))}),
             )
         for row in written_BL[:, length:]:
             text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
             yield {"prediction": _number(text) if self.tasks[index].kind == "regression" else text, "text": text}
-
 
     def _room(self, model: nn.Module, max_new_tokens: int) -> int:
         """Tokens of a prompt at most, so that the answer has positions too."""
@@ -246,13 +223,6 @@ class DecoderBatches(ModelKind):
                 f"max_new_tokens={max_new_tokens}: give fewer."
             )
         return room
-
-
-def _ends(base: nn.Module) -> list[int]:
-    """The tokens at which a model's own generate stops."""
-    settings = getattr(base, "generation_config", None)
-    ends = getattr(settings, "eos_token_id", None)
-    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:

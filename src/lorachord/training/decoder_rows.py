@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from lorachord.data.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +108,37 @@ class DecoderRows:
     def need_ends(self, answers: Sequence[str]) -> bool:
         """Whether one answer begins another: then it is likelier than the other unless its end counts too."""
         ids = [tuple(self.answer(answer, end=False)) for answer in answers]
-        return any(
-            one == other[: len(one)] for i, one in enumerate(ids) for k, other in enumerate(ids) if i != k
-        )
+        return any(one == other[: len(one)] for i, one in enumerate(ids) for k, other in enumerate(ids) if i != k)
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Whether the answers that name classes have room beside a prompt.
+
+        Raises:
+            ValueError: one has not; cut, it could be another's beginning.
+        """
+        room = self.max_length - len(self.prompt("", 1)) - 1
+        for task in tasks:
+            for answer in task.answers:
+                length = len(self.answer(answer, end=True))
+                if length > room:
+                    raise ValueError(
+                        f"Task {task.name!r}: the answer {answer!r} has {length} tokens with its end, which leaves no "
+                        f"room for a prompt in max_length {self.max_length}: raise it, or write shorter answers=(...)."
+                    )
+
+    def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Tensors of rows (B, L), padded on the right."""
+        length = max(len(ids) for ids, _ in rows)
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+        def padded(lists: list[list[int]], filler: int) -> Tensor:
+            return torch.tensor([ids + [filler] * (length - len(ids)) for ids in lists])
+
+        return {
+            "input_ids": padded([ids for ids, _ in rows], padding),
+            "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
+            "labels": padded([labels for _, labels in rows], IGNORED),
+        }
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

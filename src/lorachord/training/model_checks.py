@@ -17,8 +17,8 @@ def check_model(kind: ModelKind, model: nn.Module) -> None:
     """Whether a model's lengths, adapters and heads fit the tasks.
 
     Raises:
-        ValueError: `max_length` beyond the model's positions; a special token beyond its embeddings; an adapter with parameters for other tasks, or for these
-            in another order; or as the kind's own `check`.
+        ValueError: `max_length` beyond the model's positions; a special token beyond its embeddings; an adapter with
+            parameters for other tasks, or for these in another order; or as the kind's own `check`.
     """
     base = base_of(model)
     longest = longest_row(base)

@@ -1,4 +1,4 @@
-"""The positions of a model: how many tokens a row may have."""
+"""Bounds of a model's rows: how many tokens one may have, and with which it ends."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def position_table(base: nn.Module) -> int | None:
 
 NAMES = ("position_embeddings", "embed_positions", "wpe")
 """Of tables of positions, in transformers."""
+
+
+def ends_of(base: nn.Module) -> list[int]:
+    """The tokens at which a model's own generate stops."""
+    settings = getattr(base, "generation_config", None)
+    ends: int | list[int] | None = getattr(settings, "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or [])
