@@ -101,5 +101,5 @@ def test_a_long_value_of_a_csv_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.csv").write_bytes("text,label\na,1\n".encode(encoding))
-    with pytest.raises(ValueError, match="is UTF-16.*iconv -f utf-16 "):
+    with pytest.raises(ValueError, match=r"is UTF-16.*iconv -f utf-16 "):
         list(read_rows(tmp_path / "x.csv"))

@@ -308,7 +308,7 @@ def test_rows_without_a_label_are_left_out_where_asked(tmp_path: Path, caplog: A
     named = task(source=Source(path="x", skip_unlabelled=True))
     data = from_rows(named, {"train": made})
     assert sum(map(len, (data.train, data.val, data.dev))) == 40
-    with pytest.raises(ValueError, match="none of its 40 rows has a label. Check the column 'lable'"):
+    with pytest.raises(ValueError, match=r"none of its 40 rows has a label\. Check the column 'lable'"):
         load_task(at(write(tmp_path / "z.jsonl", rows(40)), task(label="lable"), skip_unlabelled=True))
 
 

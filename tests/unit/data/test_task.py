@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lorachord.data.task import KINDS, Source, Task, check_tasks
