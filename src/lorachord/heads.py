@@ -6,6 +6,7 @@ Shapes: B samples, D features, C outputs of the widest head.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -35,7 +36,9 @@ class TaskHeads(nn.Module):
         self.shared.task_names[HEADS] = names
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, ..., D) to (B, ..., C). Columns beyond the width of a sample's own head are 0.
+        """(B, ..., D) to (B, ..., C). Columns beyond the width of a sample's own head are the dtype's least number.
+
+        So a class that a task does not have is never the likeliest, and a cross-entropy is over the task's own classes.
 
         Raises:
             ValueError: no tasks were named, or a number of tasks that does not fit the batch.
@@ -51,7 +54,8 @@ class TaskHeads(nn.Module):
         outputs = []
         for task, start, stop in ctx.runs:
             output = heads[task](features[start * each : stop * each])
-            outputs.append(nn.functional.pad(output, (0, self.width - output.shape[-1])))
+            missing = self.width - output.shape[-1]
+            outputs.append(nn.functional.pad(output, (0, missing), value=torch.finfo(output.dtype).min))
         return torch.cat(outputs)
 
     def of(self, task: str) -> nn.Module:
@@ -65,7 +69,9 @@ class TaskHeads(nn.Module):
 
 
 def key(task: str) -> str:
-    """A task's name as a module name, which cannot hold a dot."""
+    """A task's name as a module name, which can neither hold a dot nor be a name that a ModuleDict has itself."""
+    if task in dir(nn.ModuleDict()):
+        return f"%{ord(task[0]):02X}{task[1:]}"
     return task.replace(".", "%2E")
 
 
@@ -134,7 +140,7 @@ def check_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> None:
         )
 
 
-def begin_at(model: nn.Module, task: str, value: float) -> None:
+def begin_at(model: nn.Module, task: str, value: float, unit: float = 1.0) -> None:
     """Let the head of a regression start with `value` for every input, up to its random weights; in place.
 
     From 0, a head has a long way to a mean of, say, 2.7, and would pull the adapter along meanwhile.
@@ -142,12 +148,23 @@ def begin_at(model: nn.Module, task: str, value: float) -> None:
     Args:
         model: a sequence classifier, before an adapter is attached.
         value: the mean of the task's answers.
+        unit: of the answers, in which the random weights are drawn: see `unit_of`. Default 1.
     """
     found = heads_of(model)
     head = found[1].of(task) if found is not None else getattr(model, head_name(model))
     last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(unit)
     if last.bias is not None:
         nn.init.constant_(last.bias, value)
+
+
+def unit_of(variance: float) -> float:
+    """The unit in which a head learns answers of a variance: the power of 2 next to their standard deviation.
+
+    Weights are taken to such units and back without rounding, so that saving changes no bit.
+    """
+    return 1.0 if variance <= 0 else 2.0 ** round(math.log2(variance) / 2)
 
 
 def keep_head(model: nn.Module, task: str | int | None) -> nn.Module:

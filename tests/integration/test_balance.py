@@ -18,7 +18,8 @@ from lorachord.runs.recipe import recipe_from
 from lorachord.runs.train import single_recipes, train
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch, read
-from lorachord.training.trainer import MultiTaskTrainer, answers
+from lorachord.training.trainer import MultiTaskTrainer
+from lorachord.training.units import answers
 from tests.tiny_data import own, recipe, rows, save_model, task_of, tokenizer, tree, write_data
 from tests.tiny_models import tiny
 

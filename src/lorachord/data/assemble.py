@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value  # type: ignore[import-untyped]
@@ -15,8 +16,15 @@ from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.split import cut, draw
 from lorachord.data.task import Source, Task
 
+logger = logging.getLogger(__name__)
+
 IN_MEMORY = Source(path="memory")
 """Columns are called as the task calls them."""
+
+
+def in_memory(task: Task) -> Source:
+    """`IN_MEMORY`, which leaves out rows without a label if the task's source does."""
+    return replace(IN_MEMORY, skip_unlabelled=task.source is not None and task.source.skip_unlabelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,12 @@ def features_of(task: Task) -> Features:
 def to_dataset(task: Task, examples: list[Example]) -> Dataset:
     """A Dataset of a task's examples, which `memory.is_examples` recognises."""
     features = features_of(task)
+    numbers = [example["idx"] for example in examples]
+    if numbers and max(numbers) >= 2**63:
+        # Hashes of 64 bits without a sign.
+        if min(numbers) < 0 or max(numbers) >= 2**64:
+            raise ValueError(f"Task {task.name!r}: its idx is {max(numbers)}, which 64 bits do not hold; rename idx.")
+        features["idx"] = Value("uint64")
     columns = {name: [example[name] for example in examples] for name in features}
     return Dataset.from_dict(columns, info=DatasetInfo(description=EXAMPLES, features=features))
 
@@ -55,13 +69,34 @@ def to_dataset(task: Task, examples: list[Example]) -> Dataset:
 def read_split(task: Task, source: Source, split: Opened) -> tuple[list[Example], list[str]]:
     """Every example of a split, and its group."""
     reader = RowReader(task, source, split.where)
-    examples, groups = [], []
+    examples, groups, skipped, position = [], [], 0, -1
     for position, row in enumerate(split.rows()):
+        if source.skip_unlabelled and reader.unlabelled(row, position):
+            skipped += 1
+            continue
         examples.append(reader.example(row, position))
         groups.append(reader.group(row, position))
+    if skipped and not examples:
+        raise ValueError(
+            f"{split.where}: none of its {skipped} rows has a label. Check the column {task.label!r}, or leave the "
+            "split out: splits={'test': None}."
+        )
+    if skipped:
+        logger.warning("%s: %d of %d rows have no label and are left out", split.where, skipped, position + 1)
     if not examples:
         raise ValueError(f"{split.where} is empty; give it rows, or name another split.")
     return examples, groups
+
+
+def read_held(task: Task, source: Source, name: str, split: Opened) -> list[Example]:
+    """Every example of a split that is not trained on; errors in a test split say how to leave it out."""
+    try:
+        return read_split(task, source, split)[0]
+    except ValueError as error:
+        if name in ("test", "val") and name not in source.splits:
+            advice = f"To leave this split out, write in the source splits: {{{name}: null}}."
+            raise ValueError(f"{error} {advice}") from None
+        raise
 
 
 def assemble(
@@ -73,7 +108,7 @@ def assemble(
         opened: train, and any others.
         drawn: the splits that are drawn from train where they are not there.
     """
-    held = {name: read_split(task, source, split)[0] for name, split in opened.items() if name != "train"}
+    held = {name: read_held(task, source, name, split) for name, split in opened.items() if name != "train"}
     examples, groups = read_split(task, source, opened["train"])
     kept = list(range(len(examples)))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from pyarrow import ArrowException
 from lorachord.messages import suggest
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
+LONGEST_VALUE = 2**31 - 1
+"""Letters of a value in a CSV file at most."""
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Row = dict[str, Any]
 
 
@@ -63,6 +69,11 @@ def _lines(path: Path) -> Iterator[str]:
     offset = 0
     with path.open("rb") as file:
         for line in file:
+            if offset == 0 and (line[:2] in UTF16_MARKS or b"\0" in line[:4]):
+                raise ValueError(
+                    f"{path} is UTF-16, as Excel's 'Unicode text' is. Save it as UTF-8, for example with "
+                    "`iconv -f utf-16 -t utf-8`."
+                )
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -75,10 +86,25 @@ def _lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
+def refuse_repeated(columns: Iterable[str], where: object) -> None:
+    """
+    Raises:
+        ValueError: a column occurs more than once; which of them is meant cannot be known.
+    """
+    counts = Counter(name for name in columns if name)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        names = ", ".join(map(repr, repeated))
+        raise ValueError(f"{where} has a column more than once, a repeated {names}: rename or remove one of each.")
+
+
 def _csv_rows(path: Path) -> Iterator[Row]:
+    # Python's own limit on a value, 131,072 letters, is none of the file's.
+    csv.field_size_limit(LONGEST_VALUE)
     reader = csv.reader(_lines(path), strict=True)
     try:
         header = next(reader, [])
+        refuse_repeated(header, path)
         for values in reader:
             if not values:
                 continue
@@ -97,7 +123,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_object, f"{path}, line {number}"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: no JSON ({error.msg}). Write one object a line.") from None
         if not isinstance(row, dict):
@@ -105,9 +131,15 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
+def _object(where: str, pairs: list[tuple[str, Any]]) -> Row:
+    refuse_repeated([name for name, _ in pairs], where)
+    return dict(pairs)
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
+            refuse_repeated(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
     except ArrowException as error:

@@ -37,6 +37,8 @@ def infer_labels(task: Task, splits: Mapping[str, Opened], source: Source) -> Ta
     for split in splits.values():
         reader = RowReader(task, source, split.where)
         for position, row in enumerate(split.rows()):
+            if source.skip_unlabelled and reader.unlabelled(row, position):
+                continue
             label = reader.raw_label(row, position)
             if not isinstance(label, str) or not label.strip() or _is_number(label):
                 raise ValueError(f"Row {position} (from 0) of {split.where}: {_advice(label)}")

@@ -53,6 +53,8 @@ def choose_splits(
     """
     chosen = {}
     for split in LOCAL if only is None else (only,):
+        if split in source.splits and source.splits[split] is None and split not in REQUIRED and only is None:
+            continue
         named = source.splits.get(split)
         candidates = (named,) if named is not None else usual.get(split, ())
         found = [name for name in candidates if name in available]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import ClassLabel, Dataset  # type: ignore[import-untyped]
-from pandas import DataFrame  # type: ignore[import-untyped]
+from pandas import NA, DataFrame, NaT  # type: ignore[import-untyped]
 
-from lorachord.data.files import Row
+from lorachord.data.files import Row, refuse_repeated
 from lorachord.data.locate import Opened
 from lorachord.data.task import Task
 
@@ -20,21 +20,47 @@ EXAMPLES = "Examples of a LoRAchord task."
 """The description of a Dataset whose columns are those of `rows.RowReader.example`."""
 
 
-def opened_rows(rows: RowsInMemory, where: str) -> Opened:
+def opened_rows(rows: RowsInMemory, where: str, task: Task | None = None) -> Opened:
     """Rows in memory, to be read like those of a file.
 
     Args:
         where: what they are, for errors.
+        task: whose label is given by its name where a Dataset names the task's classes. Default: labels as they are.
 
     Raises:
         ValueError: something else than rows, or a row that is no mapping of columns.
     """
-    return Opened(where, partial(iter, plain_rows(rows, where)))
+    made = plain_rows(rows, where)
+    if task is not None and isinstance(rows, Dataset):
+        made = list(with_named_labels(made, rows.features, task, task.label))
+    return Opened(where, partial(iter, made))
+
+
+def with_named_labels(
+    rows: Iterable[Row], features: Mapping[str, Any] | None, task: Task, column: str
+) -> Iterator[Row]:
+    """Rows of a Dataset whose label is the name of its class, if the Dataset has the task's classes by name.
+
+    An index of the Dataset's says nothing about the order in which the task names its classes.
+
+    Args:
+        features: of the Dataset.
+        column: of the label.
+    """
+    feature = (features or {}).get(column)
+    if not isinstance(feature, ClassLabel) or set(feature.names) != set(task.labels):
+        yield from rows
+        return
+    for row in rows:
+        index = row[column]
+        # -1 marks rows without labels.
+        yield {**row, column: feature.names[index] if isinstance(index, int) and index >= 0 else index}
 
 
 def plain_rows(rows: RowsInMemory, where: str) -> list[Row]:
     """Each row as a dict; arguments and errors as `opened_rows`."""
     if isinstance(rows, DataFrame):
+        refuse_repeated(map(str, rows.columns), where)
         return [{column: _plain(value) for column, value in row.items()} for row in rows.to_dict("records")]
     if isinstance(rows, Dataset):
         plain: list[Row] = rows.with_format("arrow")[:].to_pylist()
@@ -77,5 +103,7 @@ def with_class_names(task: Task, splits: Mapping[str, RowsInMemory]) -> Task:
 
 
 def _plain(value: Any) -> Any:
-    # Lists in a frame that was read from parquet.
+    # Gaps in a frame, and lists in one that was read from parquet.
+    if value is NA or value is NaT:
+        return None
     return value.tolist() if isinstance(value, np.ndarray) else value

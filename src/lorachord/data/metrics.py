@@ -58,9 +58,14 @@ def _exact_match(predictions: Values, references: Values) -> float:
 def _rouge_l(predictions: Values, references: Values) -> float:
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = zip(predictions, references, strict=True)
-    scores = [float(scorer.score(target, text)["rougeL"].fmeasure) for text, target in pairs]
+    from lorachord.data.words import RougeWords
+
+    scorer = RougeScorer(["rougeL"], tokenizer=RougeWords())
+    scores = []
+    for text, target in zip(predictions, references, strict=True):
+        # Texts without a word, such as a face or a mark, are compared as they are.
+        same = text.split() == target.split()
+        scores.append(1.0 if same else float(scorer.score(target, text)["rougeL"].fmeasure))
     return sum(scores) / len(scores)
 
 
@@ -116,8 +121,9 @@ def score(metric: str, predictions: Values, references: Values) -> float:
     - `matthews`, `pearson`, `spearman`: correlations; 0 if either side is constant, NaN if a prediction is not finite.
     - `exact_match`: the share of equal texts, after lower-casing and removing punctuation and repeated spaces, which is
       the convention of Super-NaturalInstructions.
-    - `rouge_l`: the mean F-measure of the longest common subsequence of stemmed words, same convention. Its words are
-      runs of a-z and 0-9, so a text in another script scores 0.
+    - `rouge_l`: the mean F-measure of the longest common subsequence of stemmed words, same convention. In
+      scripts that do not part words (Chinese, Japanese, Thai and their like) each character is a word. Equal texts
+      score 1.
 
     Args:
         metric: a name in `METRICS`.

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from string import Formatter
 
+import numpy as np
+
 from lorachord.messages import suggest
+
+MOST_DIGITS = 12
+"""Significant digits of a number that somebody wrote; more are those of a fraction that was computed."""
 
 
 def default_template(num_texts: int, with_options: bool) -> str:
@@ -32,3 +37,22 @@ def check_template(template: str, known: list[str]) -> None:
         template.format(**dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"the prompt has a format that does not fit a text: {error}.") from None
+
+
+def written(number: float) -> str:
+    """A number as its data have it: with a decimal at least, and without an exponent.
+
+    Fractions that have no end are rounded to six significant digits, or to the units; numbers that were stored in 32
+    bits have the digits that these hold.
+    """
+    exact = np.format_float_positional(number, trim="0")
+    if len(exact.strip("-0.").replace(".", "")) <= MOST_DIGITS or number == round(number):
+        return exact
+    with np.errstate(over="ignore"):
+        narrow = np.float32(number)
+    if narrow == number:
+        return np.format_float_positional(narrow, trim="0")
+    whole = len(str(abs(int(number)))) if abs(number) >= 1 else 0
+    if whole:
+        return np.format_float_positional(round(number, max(1, 6 - whole)), trim="0")
+    return np.format_float_positional(number, precision=6, fractional=False, trim="0")

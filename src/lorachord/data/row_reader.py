@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from lorachord.data.class_names import index, named, number, plain
 from lorachord.data.task import Source, Task
 from lorachord.messages import suggest
 
@@ -53,6 +55,21 @@ class RowReader:
         """
         return self._value(row, position, self.task.label)
 
+    def unlabelled(self, row: Mapping[str, Any], position: int) -> bool:
+        """Whether a row's label is missing: no such column, null, not a number, blank, or -1 that is no class."""
+        try:
+            value = plain(self.raw_label(row, position))
+        except ValueError:
+            return True
+        # Only a NaN differs from itself.
+        if value is None or (isinstance(value, float) and value != value):
+            return True
+        if isinstance(value, str) and not value.strip():
+            return True
+        classes = self.task.kind not in ("regression", "generation")
+        known = self.source.label_keys or self.task.labels
+        return classes and number(value) == -1 and (isinstance(known, str) or named(value, known) is None)
+
     def group(self, row: Mapping[str, Any], position: int) -> str:
         """What keeps this row with others when val is drawn: its group columns, whatever their case and spacing."""
         columns = self.task.group or self.task.text_columns[0]
@@ -79,6 +96,8 @@ class RowReader:
                 value = value[part]
             elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
                 value = value[int(part)]
+            elif value is None:
+                raise self._error(position, f"column {name!r} is missing: what holds its {part!r} is null there.")
             else:
                 known = ", ".join(map(str, row))
                 raise self._error(position, f"there is no column {name!r}. {suggest(name, row)} Columns: {known}.")
@@ -90,7 +109,7 @@ class RowReader:
         for part in parts:
             if not isinstance(part, str):
                 raise self._error(position, f"column {column!r} must hold text; it holds {part!r}.")
-        return " ".join(parts)
+        return _whole_letters(" ".join(parts))
 
     def _options(self, row: Mapping[str, Any], position: int) -> list[str]:
         options = self._value(row, position, self.task.choices)
@@ -102,46 +121,67 @@ class RowReader:
             )
         if len(options) < 2:
             raise self._error(position, f"there must be at least two options to choose from; it has {options!r}.")
-        return list(options)
+        return [_whole_letters(option) for option in options]
 
     def _label(self, row: Mapping[str, Any], position: int, names: Sequence[str]) -> int | float | str:
         value = self.raw_label(row, position)
         if self.task.kind == "generation":
             if not isinstance(value, str):
                 raise self._error(position, f"the label must be a text; it is {value!r}.")
-            return value
+            return _whole_letters(value)
         if self.task.kind == "regression":
             return self._number(value, position)
         return self._index(row, value, position, names)
 
     def _number(self, value: Any, position: int) -> float:
-        if not isinstance(value, bool) and isinstance(value, (str, Real)):
+        value = plain(value)
+        if not isinstance(value, bool) and isinstance(value, (str, Real, Decimal)):
             try:
-                number = float(value)
-            except ValueError:
-                number = math.nan
-            if math.isfinite(number):
-                return number
+                found = float(value)
+            except (ValueError, OverflowError):
+                found = math.nan
+            if math.isfinite(found):
+                return found
         raise self._error(position, f"the label must be a finite number; it is {value!r}.")
 
     def _index(self, row: Mapping[str, Any], value: Any, position: int, names: Sequence[str]) -> int:
         keys = self.source.label_keys
         if keys:
             listed = [str(key) for key in (self._reach(row, position, keys) if isinstance(keys, str) else keys)]
-            if str(value) not in listed:
+            found = named(value, listed)
+            if found is None:
                 raise self._error(position, f"label {value!r} is none of the source's: {', '.join(listed)}.")
-            index = listed.index(str(value))
-        elif isinstance(value, str) and value in self.task.labels:
-            index = self.task.labels.index(value)
-        elif isinstance(value, Integral) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
-            index = int(value)
-        else:
-            near = suggest(value, self.task.labels) if isinstance(value, str) and self.task.labels else ""
+            if found >= len(names):
+                raise self._error(position, f"label {value!r} is outside {_shown(names)}.")
+            return found
+        # A row's options are no names: a number among them says which option it is, whatever numbers these hold.
+        options = self.task.kind == "multiple_choice"
+        found = None if options and number(value) is not None else named(value, names)
+        return found if found is not None else self._whole(value, position, names, own_numbers=not options)
+
+    def _whole(self, value: Any, position: int, names: Sequence[str], *, own_numbers: bool) -> int:
+        """The index that a label is which is no name."""
+        whole = index(value, names)
+        if whole is not None and own_numbers and any(number(name) is not None for name in names):
+            raise self._error(
+                position,
+                f"label {value!r} is none of the names {', '.join(names)}, which are numbers themselves. If the labels "
+                "are indices, list them in the source, in the order of the names: label_keys=('0', '1', ...).",
+            )
+        if whole is None:
+            near = suggest(value, names) if isinstance(value, str) and self.task.labels else ""
             raise self._error(position, f"label {value!r} is neither an index nor the name of {_shown(names)}. {near}")
-        if not 0 <= index < len(names):
-            hint = " -1 often marks rows without labels: name another split." if index == -1 else ""
+        if not 0 <= whole < len(names):
+            hint = " -1 often marks rows without labels: name another split." if whole == -1 else ""
             raise self._error(position, f"label {value!r} is outside {_shown(names)}.{hint}")
-        return index
+        return int(whole)
+
+
+def _whole_letters(text: str) -> str:
+    """A text whose halves of characters (lone surrogates, left by cutting) are replaced, for no format holds them."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorachord.data.metrics import METRICS, get_metric
-from lorachord.data.prompt import check_template, default_template
+from lorachord.data.prompt import check_template, default_template, written
 from lorachord.messages import suggest
 
 DEFAULT_METRICS = {
@@ -34,10 +34,12 @@ class Source:
         name: the configuration on the hub ("cola"). A local folder with a name is read as a clone of a hub repository.
         splits: our split -> its name there. Default: train is "train"; dev is "dev" or else "validation"; a local
             folder's "val" and "test" are taken if they are there, a hub dataset's only if named here (many are
-            published without labels).
+            published without labels). None leaves a val or test out that is there: {"test": None}.
         columns: the task's column -> its name there, where it differs. A dotted name reaches inside ("choices.text",
             "output.0"); several names are joined by a space for a text and are the options, in this order, for
             `choices`; an empty name is an empty text.
+        skip_unlabelled: leave out rows whose label is missing (an absent or empty value, null, or -1 that is no class),
+            and log their number. Default false: such a row is an error.
         label_keys: what is written there for class or option 0, 1, ...; or the column that lists it per row
             ("choices.label"). Default: labels are indices or class names.
     """
@@ -47,6 +49,7 @@ class Source:
     splits: Mapping[str, str | None] = field(default_factory=dict)
     columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     label_keys: str | tuple[str, ...] = ()
+    skip_unlabelled: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -188,12 +191,12 @@ class Task:
         return self.prompt.format(first=example["first"], second=example["second"], options=shown).strip()
 
     def target(self, example: Mapping[str, Any]) -> str:
-        """What a decoder should write after the prompt: the answer, the option, the text, or a number's one decimal."""
+        """What a decoder should write after the prompt: the answer, the option, the text, or the number."""
         label = example["label"]
         if self.kind == "generation":
             return str(label).strip()
         if self.kind == "regression":
-            return f"{label:.1f}"
+            return written(label)
         return self.options(example)[int(label)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset  # type: ignore[import-untyped]
 
-from lorachord.data.assemble import IN_MEMORY, assemble, read_split, to_dataset
+from lorachord.data.assemble import assemble, in_memory, read_split, to_dataset
 from lorachord.data.labels import infer_labels
 from lorachord.data.memory import RowsInMemory, is_examples, opened_rows, with_class_names
 from lorachord.data.task import Task
@@ -83,17 +83,18 @@ def _of_task(task: Task, train: Any, val: Any) -> tuple[Task, Dataset, Dataset]:
         return task, train, _read(task, val)
     given = {"train": train} if val is None or is_examples(val) else {"train": train, "val": val}
     whats = {"train": "train_data", "val": "eval_data"}
-    opened = {name: opened_rows(rows, _where(whats[name], task)) for name, rows in given.items()}
-    task = infer_labels(with_class_names(task, given), opened, IN_MEMORY)
+    task = with_class_names(task, given)
+    opened = {name: opened_rows(rows, _where(whats[name], task), task) for name, rows in given.items()}
+    task = infer_labels(task, opened, in_memory(task))
     drawn = ("val",) if val is None else ()
-    sets = assemble(task, IN_MEMORY, opened, seed=0, drawn=drawn)
+    sets = assemble(task, in_memory(task), opened, seed=0, drawn=drawn)
     return task, sets["train"], sets.get("val", val)
 
 
 def _read(task: Task, rows: Any) -> Dataset:
     if is_examples(rows):
         return rows
-    return to_dataset(task, read_split(task, IN_MEMORY, opened_rows(rows, _where("eval_data", task)))[0])
+    return to_dataset(task, read_split(task, in_memory(task), opened_rows(rows, _where("eval_data", task), task))[0])
 
 
 def _where(what: str, task: Task) -> str:

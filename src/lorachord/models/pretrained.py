@@ -45,6 +45,9 @@ def load_encoder(
         config.pad_token_id = tokenizer.pad_token_id
     options: Any = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": True}
     model, found = _load(AutoModelForSequenceClassification, source, options)
+    if isinstance(getattr(model, "score", None), torch.nn.Module):
+        # Such a classifier reads the last token that is no padding, whatever its checkpoint was padded with.
+        model.config.pad_token_id = tokenizer.pad_token_id
     new = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     prefix = f"{model.base_model_prefix}."
     _refuse(name, [key for key in new if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")])

@@ -12,13 +12,14 @@ from transformers import set_seed
 
 from lorachord.attach import attach
 from lorachord.data.task import Task
-from lorachord.heads import add_heads, begin_at
+from lorachord.heads import add_heads, begin_at, unit_of
 from lorachord.hub import on_hub
 from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.runs.parts import ModelPart
 from lorachord.runs.recipe import Recipe
 from lorachord.training.kinds import MODEL_KINDS
 from lorachord.training.model_kind import ModelKind
+from lorachord.training.positions import longest_row
 from lorachord.tuner import Calibration
 
 
@@ -41,12 +42,12 @@ def base_name(part: ModelPart) -> str:
 
 
 def load_plain(
-    recipe: Recipe, tasks: Sequence[Task], *, offsets: Mapping[str, float] | None = None
+    recipe: Recipe, tasks: Sequence[Task], *, moments: Mapping[str, tuple[float, float]] | None = None
 ) -> tuple[nn.Module, ModelKind]:
     """The base with its heads, and its kind. Seeds torch with the recipe's seed.
 
     Args:
-        offsets: what the new heads of regression tasks start with, by task.
+        moments: mean and variance of the answers of regression tasks, by task: what their new heads start with.
     """
     part = recipe.model
     set_seed(recipe.seed)
@@ -57,11 +58,11 @@ def load_plain(
         base, tokenizer = load_encoder(base_name(part), num_labels=width, dtype=dtype)
         if part.heads == "per_task":
             base = add_heads(base, {task.name: task.num_outputs for task in tasks})
-        for name, offset in (offsets or {}).items():
-            begin_at(base, name, offset)
+        for name, (mean, variance) in (moments or {}).items():
+            begin_at(base, name, mean, unit_of(variance) if part.heads == "per_task" else 1.0)
     else:
         base, tokenizer = load_decoder(base_name(part), dtype=dtype, gguf_file=part.gguf_file)
-    longest = getattr(base.config, "max_position_embeddings", None)
+    longest = longest_row(base)
     if longest is not None and part.max_length > longest:
         raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")
     return base, MODEL_KINDS[part.kind](tokenizer, tuple(tasks), max_length=part.max_length)

@@ -13,7 +13,7 @@ from lorachord.data.sources import from_rows, load_split, load_task
 from lorachord.data.split import cut
 from lorachord.data.task import Task
 from lorachord.runs.recipe import Recipe
-from lorachord.training.trainer import answers
+from lorachord.training.units import answers
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class TaskSet:
     def sizes(self) -> list[int]:
         """Training rows of each task."""
         return [len(part.train) for part in self.data]
-
-    @property
-    def offsets(self) -> dict[str, float]:
-        """The mean training answer of each regression task."""
-        return {task: mean for task, (mean, _) in self.moments.items()}
 
     @property
     def moments(self) -> dict[str, tuple[float, float]]:

@@ -83,7 +83,7 @@ def train(
 def _prepared(
     recipe: Recipe, data: TaskSet, resumed: RunFolder | None
 ) -> tuple[PeftModel, ModelKind, Calibration | None]:
-    base, kind = load_plain(recipe, data.tasks, offsets=data.offsets)
+    base, kind = load_plain(recipe, data.tasks, moments=data.moments)
     if recipe.start_from is not None:
         # What its method was fitted to is in the adapter.
         return saved_adapter(recipe, base), kind, None

@@ -5,9 +5,11 @@ Shapes: B rows, L tokens, V words, A answer tokens, T tasks, E examples, F featu
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
@@ -16,23 +18,23 @@ from torch import Tensor, nn
 
 from lorachord.data.task import Task
 from lorachord.fusion.predictions import Inputs
+from lorachord.training.decoder_rows import IGNORED, DecoderRows, Row
 from lorachord.training.model_kind import (
     Batch,
     Example,
     ModelKind,
     Record,
+    base_of,
     embeddings_of,
     has_class,
     num_letters,
     to_device,
 )
+from lorachord.training.positions import ends_of, position_table
 from lorachord.tuner import on_task
 from lorachord.tuner.prompts import prompt_before
 
-IGNORED = -100
-"""The label of a token that no loss is taken of."""
-Row = tuple[list[int], list[int]]
-"""Token ids, and their labels."""
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -42,7 +44,7 @@ class DecoderBatches(ModelKind):
 
     Every example is one row in training. A batch has `input_ids` and `attention_mask` (B, L), padded on the right;
     `labels` (B, L) with the prompt and the padding ignored; `tasks` (B,); `embedding` (B, F) or none. A prompt that is
-    too long loses its beginning.
+    too long loses its beginning, an answer that is too long its end; see `decoder_rows`.
     """
 
     name = "decoder"
@@ -53,41 +55,41 @@ class DecoderBatches(ModelKind):
     def takes(cls, base: nn.Module) -> bool:
         return has_class(base, ("ForCausalLM", "LMHeadModel"))
 
+    @cached_property
+    def rows(self) -> DecoderRows:
+        """Makes the rows of prompts and answers."""
+        return DecoderRows(self.tokenizer, self.max_length)
+
     def check(self, base: nn.Module) -> None:
-        """The tokenizer needs a token for the end of a text, which an answer ends with."""
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no token for the end of a text: set tokenizer.eos_token.")
+        """The tokenizer needs a token for the end of a text, which an answer ends with, and rows need room for it.
+
+        An end at which the model does not stop by itself is logged.
+        """
+        end = self.rows.end
+        self.rows.check(self.tasks)
+        ends = ends_of(base)
+        if ends and end not in ends:
+            logger.warning(
+                "answers end with the tokenizer's token %d, and the model's own generate stops at %s: set "
+                "model.generation_config.eos_token_id where it is used elsewhere",
+                end,
+                ", ".join(map(str, ends)),
+            )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         rows = []
         for example in examples:
             task = self.tasks[example["task"]]
-            rows.append(self.row(task.render(example), task.target(example), end=True))
-        batch = {**self.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
+            rows.append(
+                self.rows.row(task.render(example), task.target(example), end=True, beside=task.options(example))
+            )
+        batch = {**self.rows.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
         embedding_BF = embeddings_of(examples)
         return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
 
     def row(self, prompt: str, answer: str, *, end: bool) -> Row:
         """Token ids of prompt and answer, and the labels of the answer alone; `end` adds the end-of-text token."""
-        answer_ids: list[int] = self.tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
-        answer_ids = answer_ids + [self.tokenizer.eos_token_id] * end
-        room = max(1, self.max_length - len(answer_ids))
-        prompt_ids: list[int] = self.tokenizer(prompt)["input_ids"][-room:]
-        return prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids
-
-    def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Tensors of rows (B, L), padded on the right."""
-        length = max(len(ids) for ids, _ in rows)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-
-        def padded(lists: list[list[int]], filler: int) -> Tensor:
-            return torch.tensor([ids + [filler] * (length - len(ids)) for ids in lists])
-
-        return {
-            "input_ids": padded([ids for ids, _ in rows], padding),
-            "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
-            "labels": padded([labels for _, labels in rows], IGNORED),
-        }
+        return self.rows.row(prompt, answer, end=end)
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         prompt_mask = prompt_before(batch["labels"])
@@ -128,7 +130,7 @@ class DecoderBatches(ModelKind):
         return [self.tasks[example["task"]].render(example)]
 
     def prompts(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[int]]:
-        batch = self.pad([(ids, ids) for ids in map(self._prompt, examples)])
+        batch = self.rows.pad([(ids, ids) for ids in map(self.prompt, examples)])
         return self.inputs(batch), [1] * len(examples)
 
     def fusion_inputs(self, examples: Sequence[Example], *, labelled: bool) -> Inputs:
@@ -151,21 +153,19 @@ class DecoderBatches(ModelKind):
     def length(self, example: Example) -> int:
         return num_letters(example)
 
-    def _prompt(self, example: Example) -> list[int]:
-        ids: list[int] = self.tokenizer(self.tasks[example["task"]].render(example))["input_ids"]
-        return ids[-self.max_length :]
+    def prompt(self, example: Example, room: int | None = None) -> list[int]:
+        """The tokens of an example's prompt, at most `room` (default: `max_length`)."""
+        return self.rows.prompt(self.tasks[example["task"]].render(example), room)
 
     def _rows_of(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], *, end: bool
     ) -> dict[str, Tensor]:
-        """One row for each answer of each example."""
-        return self.pad(
-            [
-                self.row(self.tasks[example["task"]].render(example), answer, end=end)
-                for example, own in zip(examples, answers, strict=True)
-                for answer in own
-            ]
-        )
+        """One row for each answer of each example, with its end also where one of them begins another."""
+        rows = []
+        for example, own in zip(examples, answers, strict=True):
+            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.needends_of(own)
+            rows += [self.rows.row(prompt, answer, end=ends, beside=own) for answer in own]
+        return self.rows.pad(rows)
 
     def _choose(self, model: nn.Module, examples: Sequence[Example]) -> Iterator[Record]:
         index = examples[0]["task"]
@@ -194,7 +194,7 @@ class DecoderBatches(ModelKind):
 
     def _write(self, model: nn.Module, examples: Sequence[Example], max_new_tokens: int) -> Iterator[Record]:
         index, tokenizer = examples[0]["task"], self.tokenizer
-        prompts = [self._prompt(example) for example in examples]
+        prompts = [self.prompt(example, self._room(model, max_new_tokens)) for example in examples]
         length = max(len(ids) for ids in prompts)
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         # Generation goes on at the right, so prompts are padded on the left.
@@ -206,10 +206,23 @@ class DecoderBatches(ModelKind):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=padding,
+                eos_token_id=sorted({self.rows.end, *ends_of(base_of(model))}),
             )
         for row in written_BL[:, length:]:
             text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
             yield {"prediction": _number(text) if self.tasks[index].kind == "regression" else text, "text": text}
+
+    def _room(self, model: nn.Module, max_new_tokens: int) -> int:
+        """Tokens of a prompt at most, so that the answer has positions too."""
+        table = position_table(base_of(model))
+        room = self.max_length if table is None else min(self.max_length, table - max_new_tokens)
+        needed = len(self.rows.prompt("", 1)) + 1
+        if room < needed:
+            raise ValueError(
+                f"The model has {table} positions, which leaves no room for a prompt beside an answer of "
+                f"max_new_tokens={max_new_tokens}: give fewer."
+            )
+        return room
 
 
 def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:

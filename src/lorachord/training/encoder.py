@@ -57,6 +57,13 @@ class EncoderBatches(ModelKind):
         written = [task.name for task in self.tasks if task.kind == "generation"]
         if written:
             raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
+        padding = getattr(base.config, "pad_token_id", None)
+        if padding is not None and padding != self.tokenizer.pad_token_id:
+            raise ValueError(
+                f"The tokenizer pads with token {self.tokenizer.pad_token_id}, and the model takes {padding} for "
+                "padding (model.config.pad_token_id), so that its outputs would depend on a batch's longest row: give "
+                "both the same."
+            )
         check_heads(base, {task.name: task.num_outputs for task in self.tasks})
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -67,18 +74,29 @@ class EncoderBatches(ModelKind):
             for first, second in pairs:
                 firsts.append(first)
                 seconds.append(second)
-        # A tokenizer takes pairs for all rows or for none; an empty second text would still cost a separator.
-        paired = any(seconds)
-        texts = (firsts, seconds) if paired else (firsts,)
-        batch: Batch = self.tokenizer(
-            *texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        ).data
+        batch = self._tokens(firsts, seconds)
         tasks_E = torch.tensor([example["task"] for example in examples])
         batch["tasks"] = tasks_E.repeat_interleave(torch.tensor(rows_of))
         batch["num_rows"] = rows_of
         batch["answers"] = torch.tensor([float(example["label"]) for example in examples])
         embedding_BF = embeddings_of(examples)
         return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
+
+    def _tokens(self, firsts: list[str], seconds: list[str]) -> Batch:
+        """The tokenizer's tensors of texts, (B, L). A row's tokens do not depend on the other rows."""
+        limits: dict[str, Any] = {"truncation": True, "max_length": self.max_length}
+        # A tokenizer takes pairs for all rows or for none; an empty second text would still cost a separator.
+        if all(seconds) or not any(seconds):
+            texts = (firsts, seconds) if any(seconds) else (firsts,)
+            batch: Batch = self.tokenizer(*texts, **limits, padding=True, return_tensors="pt").data
+            return batch
+        made = [
+            self.tokenizer(first, second or None, **limits).data for first, second in zip(firsts, seconds, strict=True)
+        ]
+        # Its advice to pad while it tokenizes does not hold for rows that are tokenized apart.
+        self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+        padded: Batch = self.tokenizer.pad(made, padding=True, return_tensors="pt").data
+        return padded
 
     def pairs(self, example: Example) -> list[tuple[str, str]]:
         """The two texts of each row of an example; the second may be empty."""

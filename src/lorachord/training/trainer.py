@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from lorachord.balance.base import Balance
 from lorachord.balance.by_loss import Equal
+from lorachord.balance.popart import PopArt
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
 from lorachord.data.task import Task, check_tasks
 from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_sets
@@ -27,6 +27,7 @@ from lorachord.training.model_kind import Record
 from lorachord.training.prompt_embeddings import with_intuition
 from lorachord.training.scoring import predict, score_records, summarise
 from lorachord.training.sharded import ShardedMixin
+from lorachord.training.units import learn_in_units, moments_of, say_zero
 from lorachord.tuner import penalties
 
 
@@ -100,11 +101,13 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         self.max_new_tokens, self.surgeon, self.watch = max_new_tokens, surgeon, watch
         self.operation: Operation | None = None
         self.balance = balance if balance is not None else Equal([task.name for task in self.tasks])
+        moments = moments_of(self.tasks, self.train_data)
         self.variances: dict[int, float | Tensor] = {
-            index: statistics.pvariance(answers(rows)) or 1.0
-            for index, (task, rows) in enumerate(zip(self.tasks, self.train_data, strict=True))
-            if task.kind == "regression"
+            index: moments[task.name][1] or 1.0 for index, task in enumerate(self.tasks) if task.name in moments
         }
+        self._logged = False
+        if self.kind.name == "encoder" and not isinstance(self.balance, PopArt):
+            learn_in_units(model, moments)
         # Each step's losses by name, until they are logged; tensors, so that no step waits for the device.
         self._parts: dict[str, list[Tensor]] = {}
         super().__init__(  # type: ignore[call-arg]
@@ -228,6 +231,9 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         if "loss" in logs:
             logs.update({name: float(torch.stack(parts).mean()) for name, parts in sorted(self._parts.items())})
             self._parts.clear()
+            if not self._logged:
+                say_zero([task.name for task in self.tasks], logs)
+            self._logged = True
             if not isinstance(self.balance, Equal):
                 for task, weight, scale in zip(self.tasks, self.balance.weights_T, self.task_weights, strict=True):
                     logs[f"weight_{task.name}"] = float(weight) * scale
@@ -239,8 +245,3 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
 
 class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]
     """transformers' Trainer with the multi-task parts."""
-
-
-def answers(rows: Rows) -> list[float]:
-    """The answers of a regression task's rows."""
-    return [float(rows[index]["label"]) for index in range(len(rows))]

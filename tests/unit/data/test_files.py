@@ -1,8 +1,12 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pandas import DataFrame
 
 from lorachord.data.files import data_files, missing, read_rows
+from lorachord.data.memory import plain_rows
 from tests.unit.data.helpers import rows, write
 
 
@@ -68,3 +72,34 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", rows(2))
     with pytest.raises(ValueError, match=r"both train\.csv and train\.jsonl"):
         data_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.csv", "text,label,label\na,1,0\n"), ("x.jsonl", '{"text": "a", "label": 1, "label": 0}\n')],
+)
+def test_a_repeated_column_is_an_error(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="repeated 'label'"):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_repeated_column_of_parquet_or_a_frame_is_an_error(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array([1]), pa.array([0])]
+    pq.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="repeated 'label'"):
+        list(read_rows(tmp_path / "x.parquet"))
+    with pytest.raises(ValueError, match="repeated 'label'"):
+        plain_rows(DataFrame([["a", 1, 0]], columns=["text", "label", "label"]), "train")
+
+
+def test_a_long_value_of_a_csv_is_read(tmp_path: Path) -> None:
+    written = [{"text": "word " * 40_000, "label": "1"}]
+    assert list(read_rows(write(tmp_path / "x.csv", written))) == written
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.csv").write_bytes("text,label\na,1\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"is UTF-16.*iconv -f utf-16 "):
+        list(read_rows(tmp_path / "x.csv"))

@@ -61,3 +61,16 @@ def test_an_absent_class_scores_zero_in_silence() -> None:
 def test_what_cannot_be_scored_is_an_error(arguments: tuple[str, Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(*arguments)
+
+
+@pytest.mark.parametrize("text", ["我喜欢猫", "да конечно", "نعم", "हाँ", "ก็ดี", "café", "😀", "!", ""])
+def test_an_equal_answer_has_a_rouge_of_1_in_any_script(text: str) -> None:
+    assert score("rouge_l", [text], [text]) == 1
+
+
+def test_rouge_compares_words_or_characters_of_other_scripts() -> None:
+    # Three of four characters in order; one of two words.
+    assert score("rouge_l", ["我喜欢狗"], ["我喜欢猫"]) == pytest.approx(3 / 4)
+    assert score("rouge_l", ["да нет"], ["да, Конечно!"]) == pytest.approx(1 / 2)
+    assert score("rouge_l", ["नहीं"], ["हाँ"]) == 0
+    assert score("rouge_l", ["cats running"], ["cat runs"]) == pytest.approx(1 / 2)

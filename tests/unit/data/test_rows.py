@@ -1,6 +1,8 @@
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lorachord.data.row_reader import Example, RowReader
@@ -28,7 +30,51 @@ def test_a_name_that_is_a_number_is_a_name() -> None:
     assert read(task(labels=("1", "2", "3")), {**TEXT, "label": "3"})["label"] == 2
 
 
-@pytest.mark.parametrize(("label", "number"), [(2, 2.0), (2.5, 2.5), ("-1.5", -1.5)])
+@pytest.mark.parametrize("label", [1, 1.0, "1", "1.0", " 1 ", Decimal("1.0"), np.int64(1), np.float32(1), np.uint8(1)])
+def test_a_whole_number_is_one_class_however_it_is_written(label: Any) -> None:
+    assert read(task(), {**TEXT, "label": label})["label"] == 1
+    # A name before an index: 1 is the first of these.
+    assert read(task(labels=("1", "2", "0")), {**TEXT, "label": label})["label"] == 0
+    assert read(task(labels=("2.0", "1.0")), {**TEXT, "label": label})["label"] == 1
+
+
+@pytest.mark.parametrize("labels", [("true", "false"), ("True", "False"), ("yes", "no"), ("Y", "N"), ("1", "0")])
+@pytest.mark.parametrize("truth", [True, np.True_, "true", "True", "TRUE"])
+def test_a_truth_value_is_the_class_of_that_name(labels: tuple[str, str], truth: Any) -> None:
+    false = {"true": "false", "True": "False", "TRUE": "FALSE"}[truth] if isinstance(truth, str) else ~np.True_
+    for names in (labels, labels[::-1]):
+        assert names[read(task(labels=names), {**TEXT, "label": truth})["label"]] == labels[0]
+        assert names[read(task(labels=names), {**TEXT, "label": false})["label"]] == labels[1]
+
+
+def test_a_truth_value_without_a_name_is_an_index_in_every_format() -> None:
+    for truth, index in ((True, 1), ("True", 1), (np.False_, 0), ("false", 0)):
+        assert read(task(labels=("neg", "pos")), {**TEXT, "label": truth})["label"] == index
+    options = {**TEXT, "choices": ["true", "false"], "label": True}
+    assert read(task("multiple_choice"), options)["label"] == 0
+
+
+def test_a_number_among_options_is_an_index_and_a_text_may_be_an_option() -> None:
+    row = {**TEXT, "choices": ["2", "1", "0"]}
+    assert [read(task("multiple_choice"), {**row, "label": label})["label"] for label in (0, "0", 0.0)] == [0, 0, 0]
+    assert read(task("multiple_choice"), {**TEXT, "choices": ["left", "right"], "label": "right"})["label"] == 1
+
+
+@pytest.mark.parametrize("keys", [("1", "0"), ("1.0", "0.0"), ("true", "false"), ("True", "False")])
+def test_keys_are_read_as_names_are(keys: tuple[str, str]) -> None:
+    written = (True, "true", np.True_) if keys[0].isalpha() else (1, 1.0, "1", "1.0", np.int8(1))
+    assert {read(task(), {**TEXT, "label": value}, label_keys=keys)["label"] for value in written} == {0}
+
+
+def test_a_source_of_whole_numbers_may_shift_names_that_are_numbers() -> None:
+    stars = task(labels=("1", "2", "3"))
+    found = [read(stars, {**TEXT, "label": value}, label_keys=("0", "1", "2"))["label"] for value in (0, 1, 2.0)]
+    assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("label", "number"), [(Decimal("2.50"), 2.5), (np.float32(0.5), 0.5), (2, 2.0), (2.5, 2.5), ("-1.5", -1.5)]
+)
 def test_a_number_may_be_written_in_many_ways(label: Any, number: float) -> None:
     found = read(task("regression"), {**TEXT, "label": label})["label"]
     assert found == number
@@ -75,7 +121,14 @@ CHOICE = {**TEXT, "choices": ["a", "b"], "label": 0}
         (task(), {**TEXT, "label": "2"}, "label '2' is outside"),
         (task(), {**TEXT, "label": -1}, "label -1 is outside.*without labels"),
         (task(), {**TEXT, "label": "yess"}, "label 'yess' is neither.*0 = no, 1 = yes.*'yes'"),
-        (task(), {**TEXT, "label": 1.0}, "label 1.0 is neither an index nor the name"),
+        (task(), {**TEXT, "label": 1.5}, "label 1.5 is neither an index nor the name"),
+        (task(), {**TEXT, "label": float("nan")}, "label nan is neither"),
+        (task(labels=("nan", "x")), {**TEXT, "label": float("nan")}, "label nan is neither"),
+        (task(labels=("1", "2", "3")), {**TEXT, "label": 0}, "label 0 is none of the names 1, 2, 3.*label_keys"),
+        (task(labels=("1", "1.0")), {**TEXT, "label": "1.00"}, "label '1.00' is none of the names"),
+        (task(labels=("a", "b", "c")), {**TEXT, "label": True}, "label True is neither"),
+        (task(labels=("true", "maybe")), {**TEXT, "label": False}, "label False is neither"),
+        (task(), {**TEXT, "label": "1e999"}, "label '1e999' is outside"),
         (task(), {**TEXT, "label": None}, "label None is neither"),
         (task("regression"), {**TEXT, "label": "high"}, "finite number; it is 'high'"),
         (task("regression"), {**TEXT, "label": "nan"}, "finite number; it is 'nan'"),

@@ -241,3 +241,80 @@ def test_a_missing_folder_or_file_names_what_there_is(tmp_path: Path) -> None:
         load_task(at(tmp_path / "toys" / "trane.csv"))
     with pytest.raises(ValueError, match=r"'nothere'"):
         load_task(at(Path("nothere/toys/x")))
+
+
+def test_the_same_row_is_the_same_class_in_every_format(tmp_path: Path) -> None:
+    for labels in (("true", "false"), ("neg", "pos"), ("no", "yes"), ("yes", "no")):
+        found = {}
+        for suffix in (".csv", ".jsonl", ".parquet"):
+            made = [{"sentence1": f"text {n}", "label": n % 3 == 0} for n in range(40)]
+            file = write(tmp_path / labels[0] / f"x{suffix}", made)
+            data = load_task(task(source=Source(path=str(file)), labels=labels))
+            found[suffix] = {row["first"]: row["label"] for part in (data.train, data.val, data.dev) for row in part}
+        assert found[".csv"] == found[".jsonl"] == found[".parquet"]
+        true = labels[found[".csv"]["text 0"]]
+        assert true == {"true": "true", "neg": "pos", "no": "yes", "yes": "yes"}[labels[0]]
+
+
+def test_classes_that_a_dataset_names_in_another_order_keep_their_names() -> None:
+    made = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    data = from_rows(task(source=None, labels=("yes", "no")), {"train": made})
+    for row in data.train:
+        assert row["label"] == (int(row["first"].split()[1]) + 1) % 2
+    stars = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["1", "2"]))
+    data = from_rows(Task("stars", kind="classification", text="sentence1"), {"train": stars})
+    assert all(row["label"] == int(row["first"].split()[1]) % 2 for row in data.train)
+
+
+def test_row_numbers_of_64_bits_without_a_sign_are_kept(tmp_path: Path) -> None:
+    made = [{**row, "idx": 2**64 - 1 - n} for n, row in enumerate(rows(40))]
+    data = load_task(at(write(tmp_path / "x.jsonl", made)))
+    assert sorted(row["idx"] for part in (data.train, data.val, data.dev) for row in part)[-1] == 2**64 - 1
+    made[0]["idx"] = 2**64
+    with pytest.raises(ValueError, match="idx is 18446744073709551616"):
+        load_task(at(write(tmp_path / "y.jsonl", made)))
+    with pytest.raises(ValueError, match="without streaming"):
+        list(load_task(at(folder(tmp_path / "z", train=made)), streaming=True).train)
+
+
+def test_halves_of_characters_are_replaced_and_whole_ones_stay(tmp_path: Path) -> None:
+    made = rows(40)
+    made[0]["sentence1"] = "cut \ud83d"
+    made[1]["sentence1"] = "whole \ud83d\ude00"
+    data = load_task(at(write(tmp_path / "x.jsonl", made)))
+    texts = {row["first"] for part in (data.train, data.val, data.dev) for row in part}
+    assert {"cut \ufffd", "whole \U0001f600"} <= texts
+
+
+def test_a_test_split_without_labels_may_be_left_out(tmp_path: Path) -> None:
+    path = folder(tmp_path / "x", test=[{"sentence1": "a"}])
+    with pytest.raises(ValueError, match=r"no column 'label'.*splits: \{test: null\}"):
+        load_task(at(path))
+    assert load_task(at(path, splits={"test": None})).test is None
+
+
+def test_rows_without_a_label_are_left_out_where_asked(tmp_path: Path, caplog: Any) -> None:
+    missing = [None, "", " ", float("nan"), -1]
+    made = rows(40) + [{"sentence1": f"none {n}", "label": label} for n, label in enumerate(missing)]
+    made.append({"sentence1": "absent"})
+    path = write(tmp_path / "x.jsonl", made)
+    with pytest.raises(ValueError, match="Row 40"):
+        load_task(at(path))
+    data = load_task(at(path, skip_unlabelled=True))
+    assert sum(map(len, (data.train, data.val, data.dev))) == 40
+    assert "6 of 46 rows have no label" in caplog.text
+    streamed = load_task(at(folder(tmp_path / "y", train=made), skip_unlabelled=True), streaming=True)
+    assert len([*streamed.train, *streamed.val]) == 40
+    named = task(source=Source(path="x", skip_unlabelled=True))
+    data = from_rows(named, {"train": made})
+    assert sum(map(len, (data.train, data.val, data.dev))) == 40
+    with pytest.raises(ValueError, match=r"none of its 40 rows has a label\. Check the column 'lable'"):
+        load_task(at(write(tmp_path / "z.jsonl", rows(40)), task(label="lable"), skip_unlabelled=True))
+
+
+def test_a_null_inside_a_column_is_named(tmp_path: Path) -> None:
+    made: list[dict[str, Any]] = [{"q": {"text": f"t {n}"}, "label": n % 2} for n in range(40)]
+    made[7]["q"] = None
+    source = {"columns": {"sentence1": "q.text"}}
+    with pytest.raises(ValueError, match=r"Row 7 .*'q.text' is missing: .*'text' is null"):
+        load_task(at(write(tmp_path / "x.jsonl", made), **source))

@@ -1,12 +1,32 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lorachord.data.task import KINDS, Source, Task, check_tasks
 from tests.unit.data.helpers import task
 
 EXAMPLE = {"first": "a {b}", "second": "c", "label": 1, "choices": ["left", "right"], "idx": 0}
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        (3.0, "3.0"),
+        (0.25, "0.25"),
+        (-2.556, "-2.556"),
+        (200000.125, "200000.125"),
+        (1234567.89, "1234567.89"),
+        (float(np.float32(3.8)), "3.8"),
+        (10 / 3, "3.33333"),
+        (1e-7, "0.0000001"),
+        (1e16, "10000000000000000.0"),
+        (200000 / 3, "66666.7"),
+    ],
+)
+def test_a_number_is_written_with_the_digits_of_its_data(label: float, text: str) -> None:
+    assert task("regression").target({**EXAMPLE, "label": label}) == text
 
 
 def test_defaults_follow_the_kind() -> None:
@@ -56,7 +76,7 @@ def test_options_and_targets_are_what_a_decoder_says() -> None:
     chosen = task("multiple_choice")
     assert (chosen.options(EXAMPLE), chosen.target(EXAMPLE)) == (["left", "right"], "right")
     number = task("regression")
-    assert (number.options(EXAMPLE), number.target({**EXAMPLE, "label": 2.333})) == ([], "2.3")
+    assert (number.options(EXAMPLE), number.target({**EXAMPLE, "label": 2.333})) == ([], "2.333")
     written = task("generation")
     assert (written.options(EXAMPLE), written.target({**EXAMPLE, "label": " words "})) == ([], "words")
 
