@@ -48,6 +48,7 @@ class Merged:
         others: of each other parameter, where whole checkpoints were fused.
         coefficients: by layer (or parameter), the lambda_t in the order of the tasks, where the method has them.
         notes: what else the method has to tell; plain data.
+        masks: of each linear layer, the mask over the entries of its update (O, D), where the method has one.
         errors: relative distance of each layer's update from what it was before `truncated`.
     """
 
@@ -56,6 +57,7 @@ class Merged:
     others: Mapping[str, Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
