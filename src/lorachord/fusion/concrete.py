@@ -5,9 +5,9 @@
 
 Tang et al., "Concrete Subspace Learning based Interference Elimination for Multi-task Model Fusion" (arXiv 2312.06173).
 With fixed lambda it is Concrete task arithmetic. With trained ones it is Concrete AdaMerging, which is bi-level. Each
-step draws u and starts again at lambda = 0.3. An inner step of Adam on lambda sees this mask; its rate is 1, its moments
-stay from step to step, and nothing is clamped. A step on x at that lambda follows, on new batches, without a gradient
-through the inner one. At the end comes AdaMerging with the mask fixed.
+step draws u and starts again at lambda = 0.3. An inner step of Adam on lambda sees this mask; its rate is 1, its
+moments stay from step to step, and nothing is clamped. A step on x at that lambda follows, on new batches, without a
+gradient through the inner one. At the end comes AdaMerging with the mask fixed.
 
 Differs from the authors' code: parameters that are no linear layers' weights (of whole checkpoints) are summed without
 a mask. AdaMerging at the end clamps lambda to [0, 1], as it does alone. An option of ours lets mask and lambda take
@@ -23,7 +23,7 @@ Shapes: D inputs and O outputs of a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -49,7 +49,7 @@ from lorachord.fusion.factors import Update, dense
 from lorachord.fusion.merged import Merged
 from lorachord.fusion.method import FusionMethod
 from lorachord.fusion.predictions import Data, entropy
-from lorachord.fusion.task_vectors import Layer, Stacked, TaskVectors
+from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.fusion.updates import Combination, layer_spec
 
 TEMPERATURE = 0.5
@@ -161,7 +161,7 @@ class Concrete(FusionMethod):
         layers: dict[str, Update] = {name: masked(dense(sums[name]), own) for name, own in final.items()}
         masks = {name: mask_of(own) for name, own in final.items()}
         notes = {"entropy": losses, "mask_density": {name: float(mask.mean()) for name, mask in masks.items()}}
-        return Merged(vectors, layers, rest, plain(found), notes, masks=masks)
+        return Merged(vectors, layers, rest, plain(found), notes, summed=_masked_vectors(vectors, final), masks=masks)
 
     def _learn(
         self,
@@ -204,3 +204,12 @@ class Concrete(FusionMethod):
         for parameter in logits:
             parameter.requires_grad_(False)
         return losses + adapt([of_lambdas], self.steps, lambda _: clamp(coefficients))
+
+
+def _masked_vectors(vectors: TaskVectors, logits: Mapping[str, Tensor]) -> TaskVectors:
+    """The tau_t', made one at a time when they are read."""
+
+    def made(name: str, layer: Layer) -> Dense:
+        return Dense(lambda task: masked(layer.delta(task), logits[name]), layer.shape, len(vectors.tasks))
+
+    return replace(vectors, layers={name: made(name, layer) for name, layer in vectors.layers.items()})

@@ -1,6 +1,7 @@
 """What adapts: objectives, coefficients, realignment; their gradients, their limits and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 import lorachord as lc
 from lorachord.fusion import RMTLLMF, AdaMerging, Collapse, Concrete, FusionMethod, Merged, Ties, merge_vectors
 from lorachord.fusion.adamerging import elected
-from lorachord.fusion.arithmetic import elect, task_arithmetic, trim
-from lorachord.fusion.disentanglement import disentanglement, references, single
+from lorachord.fusion.arithmetic import elect, task_arithmetic, trim, weighted_sum
+from lorachord.fusion.disentanglement import alone, disentanglement_error, distance_from, references, single
 from lorachord.fusion.factors import dense
 from lorachord.fusion.load import load_task_vectors
 from lorachord.fusion.predictions import Inputs, Predictions, distance, entropy, predictions, supervised
+from lorachord.fusion.task_vectors import held
 from lorachord.fusion.updates import StackedCombination, combination
 from tests.tiny_models import perturb, tiny, token_ids
 from tests.unit.fusion.helpers import average_entropy, data, inputs, near, toy, two
@@ -197,13 +199,66 @@ def test_realignment_takes_numbers_and_leaves_protected_layers_alone(tmp_path: P
     assert merged.layers.keys() == {name for name in vectors.layers if ".layer.0." not in name}
 
 
-def test_the_error_of_a_single_task_is_zero_only_for_its_own_update(tmp_path: Path):
+def test_the_distance_of_a_single_task_is_zero_only_for_its_own_update(tmp_path: Path):
     vectors = two(tmp_path)
     batches = data(vectors)
     against = references(vectors, batches)
-    found = disentanglement(single(vectors, 0), batches, against)
+    found = distance_from(single(vectors, 0), batches, against)
     assert found["a"] == pytest.approx(0, abs=1e-6)
     assert found["b"] > 1e-3
+
+
+def test_a_task_alone_is_weakened_but_not_disturbed(tmp_path: Path):
+    # The other task's vector is zero, so that nothing interferes, whatever lambda is.
+    vectors = two(tmp_path)
+    layers = {name: held(torch.stack([layer.delta(0), 0 * layer.delta(0)])) for name, layer in vectors.layers.items()}
+    vectors = replace(vectors, layers=layers)
+    batches = data(vectors)
+    against = references(vectors, batches)
+    weak, strong = (task_arithmetic(vectors, scale) for scale in (0.1, 1.0))
+    for merged in (weak, strong):
+        assert disentanglement_error(merged, batches)["a"] == pytest.approx(0, abs=1e-6)
+    assert distance_from(weak, batches, against)["a"] > 1e-3
+    assert distance_from(strong, batches, against)["a"] == pytest.approx(0, abs=1e-6)
+    assert disentanglement_error(strong, batches)["b"] > 1e-3
+
+
+def test_the_disentanglement_error_is_that_of_the_paper(tmp_path: Path):
+    vectors = two(tmp_path)
+    batches = data(vectors)
+    weights = [0.9, 0.4]
+    merged = weighted_sum(vectors, weights)
+    found = disentanglement_error(merged, batches)
+    for index, task in enumerate(vectors.tasks):
+        terms = []
+        own = weighted_sum(vectors, [weight if task == index else 0.0 for task, weight in enumerate(weights)])
+        for batch in batches[task]:
+            logs = []
+            for each in (own, merged):
+                with each.model() as model, lc.on_task(model, task):
+                    logs.append(predictions(model, batch).values)
+            terms.append(float(F.kl_div(logs[1], logs[0], log_target=True, reduction="batchmean")))
+        assert found[task] == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+        assert found[task] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("adamerging", {}), ("adamerging", {"density": 0.3}), ("concrete", {}), ("r", {"protect": ("layer.0",)})],
+)
+def test_what_the_tasks_contribute_alone_is_the_whole_update(name: str, options: dict[str, Any], tmp_path: Path):
+    vectors = two(tmp_path)
+    batches = data(vectors, answers=LABELS if name == "r" else None)
+    merged = merge_vectors(vectors, short(name, **options), batches)
+    parts = [alone(merged, task) for task in range(2)]
+    assert parts[0].layers.keys() == merged.layers.keys()
+    for layer, update in merged.layers.items():
+        assert near(dense(parts[0].layers[layer]) + dense(parts[1].layers[layer]), dense(update), 1e-5)
+
+
+def test_what_is_no_weighted_sum_has_no_disentanglement_error(tmp_path: Path):
+    vectors = two(tmp_path)
+    assert disentanglement_error(merge_vectors(vectors, Ties()), data(vectors)) is None
 
 
 def test_methods_do_not_change_their_vectors_or_each_other(tmp_path: Path):
