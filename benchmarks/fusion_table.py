@@ -23,7 +23,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from lorachord.runs.fuse import fuse_adapters, make_method
-from lorachord.runs.fusion_report import SWEEP, How
+from lorachord.runs.fusion_report import DISTANCE, SWEEP, XI, How
 from lorachord.runs.use import open_run
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,7 +60,7 @@ def scores_of(report: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, floa
     return {**own, "mean": fmean(own.values()), "worst": min(own.values())}
 
 
-def line(name: str, seeds: Sequence[Scores], xi: Sequence[float]) -> str:
+def line(name: str, seeds: Sequence[Scores], sums: Sequence[Sequence[float]]) -> str:
     """One row of the table: means over seeds."""
     cells = []
     for column in seeds[0]:
@@ -70,7 +70,8 @@ def line(name: str, seeds: Sequence[Scores], xi: Sequence[float]) -> str:
             half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
             cell += f" ± {half:.3f}"
         cells.append(cell)
-    return f"| {name} | {' | '.join(cells)} | {f'{fmean(xi):.3f}' if xi else ''} |"
+    cells += [f"{fmean(values):.3f}" if values else "" for values in sums]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
     singles = [open_run(path) for path in chosen.single]
     tasks = [task.name for task in singles[0].recipe.tasks.chosen() if task.name not in chosen.skip]
     rows: dict[str, list[Scores]] = {}
-    xi: dict[str, list[float]] = {}
+    sums: dict[str, dict[str, list[float]]] = {}
     for index, run in enumerate(singles):
         for row in chosen.methods:
             label = f"{row.replace(' ', '_').replace('(', '').replace(')', '')}_{index}"
@@ -101,16 +102,18 @@ def main() -> None:
             }
             for name, report in named.items():
                 rows.setdefault(name, []).append(scores_of(report, tasks))
-                if "xi" in report:
-                    xi.setdefault(name, []).append(sum(report["xi"].values()))
+                for key in (XI, DISTANCE):
+                    own = sums.setdefault(name, {}).setdefault(key, [])
+                    if report.get(key):
+                        own.append(sum(report[key].values()))
     for path in chosen.joint:
         joint = open_run(path)
         rows.setdefault("joint training", []).append(scores_of(joint.metrics[chosen.split], tasks))
-    print(f"| | {' | '.join(tasks)} | mean | worst | xi |")
-    print(f"|---|{'---|' * (len(tasks) + 3)}")
+    print(f"| | {' | '.join(tasks)} | mean | worst | xi | distance from own adapters |")
+    print(f"|---|{'---|' * (len(tasks) + 4)}")
     first = ["individual", "joint training", "average", *(f"lambda {scale:g}" for scale in SWEEP)]
     for name in [*(name for name in first if name in rows), *chosen.methods]:
-        print(line(name, rows[name], xi.get(name, [])))
+        print(line(name, rows[name], [sums.get(name, {}).get(key, []) for key in (XI, DISTANCE)]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scores of fusions whose task vectors came over a noisy channel, against the signal-to-noise ratio.
 
-    python benchmarks/noise.py RUN [RUN ...] --protect layer.0 [--kind worst] [--out noise.png] [--json]
+    python benchmarks/noise.py RUN [RUN ...] --protect layer.0 [--kind leading] [--out noise.png] [--json]
 
 The runs are finished ones, as `lorachord fuse` takes them. For each ratio the noisy vectors are summed with one lambda,
 with and without the protected layers (left to the base), and, with `--shots`, realigned on as many labelled examples of
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", metavar="RUN")
     parser.add_argument("--protect", nargs="+", required=True, metavar="LAYER")
-    parser.add_argument("--kind", default="gaussian", help="gaussian (default) or worst")
+    parser.add_argument("--kind", default="gaussian", help="gaussian (default) or leading")
     parser.add_argument("--decibels", nargs="+", type=float, default=[-10, -5, 0, 5, 10, 20])
     parser.add_argument("--scale", type=float, default=0.3, help="lambda; default: .3")
     parser.add_argument("--shots", type=int, default=0, help="labelled examples of each task; default: no realignment")

@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     fuse.add_argument("--batch-size", type=int, default=16, help="examples of a task in a batch; default: 16")
     fuse.add_argument("--max-rows", type=int, default=512, help="examples of each task to adapt on; default: 512")
     fuse.add_argument("--split", default="dev", choices=("val", "dev", "test"), help="what is scored; default: dev")
-    fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples; default: 0")
+    fuse.add_argument("--noise", metavar="KIND", help="on the task vectors: gaussian or leading; default: none")
+    fuse.add_argument("--snr", type=float, metavar="DB", help="signal-to-noise ratio of each tensor; default: 0")
+    fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples and of the noise; default: 0")
     fuse.add_argument("--json", action="store_true", help="as JSON")
 
     demo = commands.add_parser("demo", help="train on generated tasks that contradict each other, and compare")

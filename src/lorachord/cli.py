@@ -134,7 +134,7 @@ def _fuse(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("granularity", "protect") if getattr(arguments, name)}
     # A method that knows better than singular values what to keep is told the rank as well.
     given |= {"rank": arguments.rank} if arguments.method == "collapse" and arguments.rank else {}
-    names = ("adapt_on", "shots", "batch_size", "max_rows", "split", "rank", "full", "seed")
+    names = ("adapt_on", "shots", "batch_size", "max_rows", "split", "rank", "full", "noise", "snr", "seed")
     found = fuse_adapters(
         arguments.adapters,
         arguments.out,
@@ -147,6 +147,8 @@ def _fuse(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
+    if found["noise"] is not None:
+        print(f"Noise on every adapter, also on the individual ones: {arguments.noise}, {found['noise']['snr']:g} dB.")
     if found["adapted_on"] not in (None, "heldout"):
         print(f"Adapted on the inputs of {found['adapted_on']}: its scores are no independent measure any more.")
     if found["svd_error"] is not None:

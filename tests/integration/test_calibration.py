@@ -72,7 +72,7 @@ def test_entropies_ranks_and_start_are_those_of_each_layers_own_inputs(architect
         adapter = layer.lorachord_adapter["default"]
         weight = layer.get_base_layer().weight.double()
         weight = weight.T if architecture == "gpt2" else weight
-        blocks = thanora.svd_blocks(weight, [x.T @ x / len(x) for x in rows], ranks)
+        blocks = thanora.svd_blocks(weight, [x.T @ x / len(x) for x in rows], ranks, adapter.scale)
         parts = zip(adapter.down_start.split(ranks), adapter.up_start.split(ranks, dim=1), blocks, strict=True)
         for down, up, (expected_down, expected_up) in parts:
             torch.testing.assert_close(up @ down, expected_up @ expected_down, rtol=1e-6, atol=1e-8)
@@ -242,13 +242,20 @@ def test_modules_that_no_token_of_some_task_reaches_keep_equal_shares() -> None:
             {"r": 1},
             "layers.0.self_attn.q_proj: thanora has one rank for each task.*r = 1 is too small, the smallest is 2",
         ),
-        ({"r": 64}, "a task has rank 22, more than a weight .16, 16. has: take a smaller r"),
+        ({"r": 64}, "q_proj: the tasks' ranks add up to 43, .*weight .16, 16., which has 16: take a smaller r"),
         ({"target_modules": ["q_prj"]}, "q_proj"),
     ],
 )
 def test_bad_input_is_refused_in_words(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         calibrate(tiny("llama"), **settings)
+
+
+def test_too_many_ranks_are_refused_before_anything_is_computed() -> None:
+    base = tiny("llama")
+    base.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=r"q_proj: the tasks' ranks add up to 20, .*which has 16"):
+        calibrate(base, r=29)
 
 
 def test_what_is_not_fitted_to_tasks_is_not_calibrated() -> None:
@@ -274,9 +281,14 @@ def test_a_calibration_serves_only_what_it_was_made_for(tmp_path: Path) -> None:
     assert not any(isinstance(module, LorachordLinear) for module in base.modules())
     with pytest.raises(ValueError, match=r"holds no calibration, which would be calibration\.json"):
         lc.Calibration.load(tmp_path)
-    # What it does not depend on may be chosen at the end.
+    # What it does not depend on may be chosen at the end; the start follows the scale.
     model = lc.attach(tiny("llama"), "thanora", calibration=found, spr=0.0, dropout=0.1, alpha=4)
     assert not lc.penalty(model).requires_grad
+    first = next(layer for layer in model.modules() if isinstance(layer, LorachordLinear))
+    adapter = first.lorachord_adapter["default"]
+    basis = adapter.up_start / adapter.up_start.norm(dim=0)
+    start = adapter.scale * adapter.up_start @ adapter.down_start
+    torch.testing.assert_close(start, basis @ basis.T @ first.get_base_layer().weight)
 
 
 def test_ranks_that_are_given_are_kept() -> None:

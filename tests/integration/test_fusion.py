@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorachord.fusion.disentanglement import single
 from lorachord.fusion.load import load_task_vectors
+from lorachord.fusion.noise import with_noise
 from lorachord.runs.adapters import find, folders, load_base, load_tasks
 from lorachord.runs.train import train
 from lorachord.runs.use import load_run
@@ -74,6 +75,57 @@ def test_a_fusion_of_single_runs_tells_what_it_is_worth(runs: Path, tmp_path: Pa
     printed = capsys.readouterr().out
     assert "individual" in printed
     assert "xi" in printed
+
+
+def test_a_report_has_the_error_of_the_paper_and_the_distance_from_the_own_adapters(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    scores = fused(tmp_path / "o", "--method", "ties", runs / "encoder")["scores"]
+    weak = scores["lambda 0.1"]
+    assert sum(weak["weight_disentanglement_error"].values()) < sum(weak["distance_from_own_adapters"].values())
+    assert weak["distance_from_own_adapters"].keys() == set(ENCODER)
+    assert scores["fused"]["weight_disentanglement_error"] is None
+    assert scores["fused"]["distance_from_own_adapters"].keys() == set(ENCODER)
+    assert "distance from own adapters" in capsys.readouterr().out
+    assert not any("xi" in scored for scored in scores.values())
+
+
+def test_concrete_tells_the_density_of_its_mask(runs: Path, tmp_path: Path):
+    options = ["--method", "concrete", "--set", "steps=2", "--set", "learning_rate=.5", "--max-rows", 8]
+    found = fused(tmp_path / "o", *options, runs / "encoder")
+    density = found["notes"]["mask_density"]
+    assert density.keys() == found["coefficients"].keys()
+    assert all(0 < value < 1 for value in density.values())
+    assert len(set(density.values())) > 1
+    assert found["options"]["schedule"] == "bilevel"
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "leading"])
+def test_adapters_come_over_a_noisy_channel(
+    kind: str, runs: Path, tmp_path: Path, task_files: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--method", "average", "--noise", kind, "--snr", "-3", "--seed", 5, "--full"]
+    found = fused(tmp_path / "o", *options, runs / "encoder")
+    assert found["noise"] == {"kind": kind, "snr": -3.0, "seed": 5}
+    assert f"{kind}, -3 dB" in capsys.readouterr().out
+    base, _, _ = load_base(find([str(runs / "encoder")]), None)
+    clean = load_task_vectors(base, folders(find([str(runs / "encoder")])))
+    noisy = with_noise(clean, -3.0, kind, 5)
+    weights = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o" / "model" / "size")
+    name = next(iter(clean.layers))
+    change = weights.get_submodule(name).weight - base.get_submodule(name).weight
+    expected = sum(noisy.delta(name, task) for task in range(len(ENCODER))) / len(ENCODER)
+    assert torch.allclose(change, expected, atol=1e-5)
+    assert not torch.allclose(change, sum(clean.delta(name, task) for task in range(3)) / 3, atol=1e-3)
+
+
+def test_noise_has_0_db_unless_told_and_makes_a_lora(runs: Path, tmp_path: Path):
+    found = fused(tmp_path / "o", "--method", "average", "--noise", "leading", runs / "encoder")
+    assert found["noise"]["snr"] == 0
+    assert found["svd_error"] is None
+    config = json.loads((tmp_path / "o" / "adapter" / "size" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert fused(tmp_path / "p", "--method", "average", runs / "encoder")["noise"] is None
 
 
 def test_individual_adapters_score_as_their_runs_did(runs: Path, tmp_path: Path):
@@ -223,6 +275,10 @@ def test_individual_predictions_are_those_of_the_adapter(runs: Path, task_files:
         (["--method", "average", "a={runs}/nowhere", "b={runs}/nowhere"], "Name it by --base"),
         (["--method", "adamerging", "--adapt-on", "train", "{runs}/encoder"], "nothing called 'train' to adapt on"),
         (["--method", "adamerging", "--adapt-on", "test", "{runs}/encoder"], "has no test split"),
+        (["--method", "average", "--noise", "worst", "{runs}/encoder"], "no noise 'worst'"),
+        (["--method", "average", "--noise", "leding", "{runs}/encoder"], "Did you mean 'leading'"),
+        (["--method", "average", "--snr", "5", "{runs}/encoder"], "snr is 5 dB, but there is no noise"),
+        (["--method", "average", "--noise", "leading", "--snr", "nan", "{runs}/encoder"], "a finite number of dB"),
         (["--method", "average", "--rank", "0", "{runs}/encoder"], "rank is 0"),
         (["--method", "average", "red={runs}/encoder"], "no run of the task 'red'; it has colour, size, choice"),
     ],

@@ -178,8 +178,8 @@ def test_thanora_starts_from_dequantised_weights(folder: Path, kind: str) -> Non
     assert torch.equal(logits(model.eval()), before)
     for layer in layers(model).values():
         adapter = layer.lorachord_adapter["default"]
-        # Full rank would be the whole weight: what the first task's block holds is a projection of it.
-        down, up = adapter.down_start[: adapter.ranks[0]], adapter.up_start[:, : adapter.ranks[0]]
+        # Full rank would be the whole weight: the tasks' blocks hold a projection of it.
+        down, up = adapter.down_start, adapter.scale * adapter.up_start
         directions = torch.linalg.qr(up).Q
         weight = layer.get_base_weight().float()
         torch.testing.assert_close(up @ down, directions @ directions.T @ weight, rtol=1e-3, atol=1e-4)

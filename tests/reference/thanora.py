@@ -3,7 +3,8 @@
 C_t = X_t^T X_t / m;  p = its eigenvalues, divided by their sum (min(m, D) can differ from 0)
 H_t = -sum p log p / log min(m, D),  with 0 log 0 = 0
 r_c = floor(r / (T + 1));  r_t = 1 + the share of r - r_c - T by softmax_t(H_t / tau), rounded by largest remainder
-C'_t = C_t + 1e-2 tr(C_t) / D I;  U S V^T = svd(W0 C'_t);  B_t = U[:, :r_t] sqrt(S),  A_t = sqrt(S) V^T[:r_t] C'_t^-1
+C'_t = C_t + 1e-2 tr(C_t) / D I;  U S V^T = svd(P W0 C'_t), P = I - sum of u u^T over the directions u of earlier tasks
+n_j = |u_j^T W0|;  b_j = u_j sqrt(n_j / s),  a_j = u_j^T W0 / sqrt(n_j s), for the r_t leading u_j of task t
 y = W0 x + s * (sum_t B_t A_t x - sum_t B0_t A0_t x),  s = alpha / r,  A0 and B0 the frozen start of the SVD blocks
 SPR = lambda * sum_{t<u} |A_t A_u^T|_F^2 (and/or |B_t^T B_u|_F^2), rows of A and columns of B over sqrt(|.|^2 + 1e-6)
 """
@@ -36,14 +37,20 @@ def ranks(entropies: list[float], r: int, tau: float) -> tuple[list[int], int]:
     return r_t, r_c
 
 
-def svd_blocks(weight: Tensor, C: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor]]:
+def svd_blocks(weight: Tensor, C: list[Tensor], ranks: list[int], s: float) -> list[tuple[Tensor, Tensor]]:
     """weight (O, D), C_t (D, D); returns (A_t (r_t, D), B_t (O, r_t)) of each task, each pair of vectors up to sign."""
     blocks = []
+    P = torch.eye(len(weight), dtype=weight.dtype)
     for C_t, r_t in zip(C, ranks, strict=True):
         damped = C_t + 1e-2 * torch.trace(C_t) / len(C_t) * torch.eye(len(C_t), dtype=C_t.dtype)
-        U, S, Vh = torch.linalg.svd(weight @ damped, full_matrices=False)
-        root = torch.diag(torch.sqrt(S[:r_t]))
-        blocks.append((root @ Vh[:r_t] @ torch.linalg.inv(damped), U[:, :r_t] @ root))
+        U, _, _ = torch.linalg.svd(P @ weight @ damped)
+        A, B = [], []
+        for u in U.T[:r_t]:
+            n = torch.linalg.norm(u @ weight)
+            A.append(u @ weight / torch.sqrt(n * s))
+            B.append(u * torch.sqrt(n / s))
+            P = P - torch.outer(u, u)
+        blocks.append((torch.stack(A), torch.stack(B, dim=1)))
     return blocks
 
 

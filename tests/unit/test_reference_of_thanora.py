@@ -45,19 +45,23 @@ def test_ranks_use_up_r_and_leave_no_task_without_one() -> None:
 
 
 def test_svd_blocks_by_hand() -> None:
-    # Damped by .01 * 5/2: C' = diag(1.025, 4.025), W0 C' = diag(3.075, 8.05), so the second direction comes first.
-    ((A, B),) = thanora.svd_blocks(of([[3, 0], [0, 2]]), [of([[1, 0], [0, 4]])], [1])
-    close(A.abs(), [[0, 8.05**0.5 / 4.025]])
-    close(B.abs(), [[0], [8.05**0.5]])
-    close(B @ A, [[0, 0], [0, 2]])
+    # Damped by .01 * 5/2: C' = diag(1.025, 4.025), W0 C' = diag(3.075, 8.05), so the second direction comes first. The
+    # other task's leading direction is the second as well (1.05 * 2 * 4 > 3), but it is taken: n = 2 and 3, s = 2.
+    C = of([[1, 0], [0, 4]])
+    (A, B), (other_A, other_B) = thanora.svd_blocks(of([[3, 0], [0, 2]]), [C, C], [1, 1], 2.0)
+    close(A.abs(), [[0, 1]])
+    close(B.abs(), [[0], [1]])
+    close(B @ A, [[0, 0], [0, 1]])
+    close(other_A.abs(), [[1.5**0.5, 0]])
+    close(other_B.abs(), [[1.5**0.5], [0]])
 
 
 def test_svd_blocks_of_full_rank_give_the_weight_and_thanora_starts_at_it() -> None:
     weight, X = randn(4, 6), randn(50, 6)
-    (first, second) = thanora.svd_blocks(weight, [X.T @ X / 50, torch.eye(6).double()], [4, 2])
-    close(first[1] @ first[0], weight)
+    (first, second) = thanora.svd_blocks(weight, [torch.eye(6).double(), X.T @ X / 50], [2, 2], 2.0)
     U, S, Vh = torch.linalg.svd(weight)
-    close(second[1] @ second[0], U[:, :2] @ torch.diag(S[:2]) @ Vh[:2])
+    close(2.0 * first[1] @ first[0], U[:, :2] @ torch.diag(S[:2]) @ Vh[:2])
+    close(2.0 * (first[1] @ first[0] + second[1] @ second[0]), weight)
     A, B, x = [first[0], second[0]], [first[1], second[1]], randn(5, 6)
     cooperative = dict(A=[*A, randn(2, 6)], B=[*B, torch.zeros(4, 2).double()])
     close(thanora.forward(x, weight, **cooperative, A0=A, B0=B, s=2.0), x @ weight.T)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +90,9 @@ def _from_inputs(
     limits: Limits,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Options and start of each layer that saw every task; the others keep the method's own."""
+    for layer in layers:
+        with _of(layer):
+            cls.check(config.method_config.at(layer), layer, len(batches))
     found: dict[str, dict[str, Any]] = {}
     start: dict[str, dict[str, Tensor]] = {}
     entropies: dict[str, dict[str, float]] = {}
@@ -96,18 +100,25 @@ def _from_inputs(
         if not all(covariance.num_rows for covariance in covariances):
             continue
         for layer in group:
-            try:
+            with _of(layer):
                 options, tensors = cls.from_inputs(
                     config.method_config.at(layer), _weight(base.get_submodule(layer.name)), covariances
                 )
-            except ValueError as error:
-                raise ValueError(f"{layer.name}: {error}") from None
             for name, value in options.items():
                 found.setdefault(name, {})[layer.name] = plain(value)
             if tensors:
                 start[layer.name] = tensors
             entropies[layer.name] = {task: own.entropy for task, own in zip(batches, covariances, strict=True)}
     return found, start, {"entropies": entropies}
+
+
+@contextmanager
+def _of(layer: LayerSpec) -> Iterator[None]:
+    """Within this block, a ValueError names the layer."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from None
 
 
 def _from_conflict(

@@ -36,6 +36,19 @@ class Calibrated(Adapter, ABC):
 class FromInputs(Calibrated, ABC):
     """Fitted to the inputs of its layers."""
 
+    @classmethod
+    def check(cls, config: MethodConfig, layer: LayerSpec, num_tasks: int) -> None:
+        """Refuse what does not fit a layer, before anything is measured; by default nothing is refused.
+
+        Args:
+            config: of this layer.
+            layer: where the adapter will sit.
+            num_tasks: T.
+
+        Raises:
+            ValueError: the options do not fit the layer.
+        """
+
     @abstractmethod
     def begin(self, start: Mapping[str, Tensor]) -> None:
         """Take the start that was found for this layer; the update is still zero."""

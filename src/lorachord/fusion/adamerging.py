@@ -75,7 +75,7 @@ class AdaMerging(FusionMethod):
                 after=lambda _: clamp(coefficients),
             )
         found = values(coefficients)
-        return Merged(vectors, *used.combine(found), plain(found), {"entropy": losses})
+        return Merged(vectors, *used.combine(found), plain(found), {"entropy": losses}, summed=used)
 
 
 def elected(vectors: TaskVectors, density: float) -> TaskVectors:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lorachord.calibration.inputs import Limits, measure_inputs
 from lorachord.core.config import LayerSpec, option
 from lorachord.families.covariance import Covariance
-from lorachord.fusion.disentanglement import disentanglement, references, single
+from lorachord.fusion.disentanglement import distance_from, references, single
 from lorachord.fusion.factors import LowRank, Update
 from lorachord.fusion.merged import Merged
 from lorachord.fusion.method import FusionMethod
@@ -104,7 +104,7 @@ def input_covariances(vectors: TaskVectors, data: Data) -> Iterator[tuple[list[L
 def actual_changes(merged: Merged, data: Data) -> dict[str, float]:
     """How much predictions change where one layer alone takes the fused update and the others stay the task's own.
 
-    The distance of `disentanglement`, summed over tasks, on the first batch of each.
+    The distance of `distance_from`, summed over tasks, on the first batch of each.
     """
     vectors = merged.vectors
     first = {task: batches[:1] for task, batches in data.items()}
@@ -114,7 +114,7 @@ def actual_changes(merged: Merged, data: Data) -> dict[str, float]:
         own = single(vectors, index)
         for name, update in merged.layers.items():
             mixed = Merged(vectors, {**own.layers, name: update}, own.others)
-            changes[name] += disentanglement(mixed, {task: first[task]}, against)[task]
+            changes[name] += distance_from(mixed, {task: first[task]}, against)[task]
     return changes
 
 

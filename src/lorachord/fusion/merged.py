@@ -47,7 +47,9 @@ class Merged:
         layers: the update of each linear layer.
         others: of each other parameter, where whole checkpoints were fused.
         coefficients: by layer (or parameter), the lambda_t in the order of the tasks, where the method has them.
+        summed: the task vectors that these coefficients weigh, where they are not `vectors` themselves.
         notes: what else the method has to tell; plain data.
+        masks: of each linear layer, the mask over the entries of its update (O, D), where the method has one.
         errors: relative distance of each layer's update from what it was before `truncated`.
     """
 
@@ -56,6 +58,8 @@ class Merged:
     others: Mapping[str, Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    summed: TaskVectors | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
 
     @property

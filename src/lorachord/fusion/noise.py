@@ -3,8 +3,9 @@
     tau_t + n_t in every tensor,   |tau_t|^2 / E|n_t|^2 = SNR
 
 The channel of R-MTLLMF (arXiv 2411.18220). Construction, from the abstract's words: `gaussian` noise is white, so a
-low-rank update becomes a dense one. `worst` noise has the same power where it hurts most, in the leading singular
-directions of the update itself, those that hold half of its energy: the update then keeps its rank.
+low-rank update becomes a dense one. `leading` noise has the same power in the leading singular directions of the update
+itself, those that hold half of its energy: the update then keeps its rank. That often hurts more than white noise, but
+it is no worst case: nothing is measured, and on some adapters it is the milder of the two.
 
 Shapes: D inputs and O outputs of a layer, R and K ranks.
 """
@@ -21,9 +22,15 @@ from lorachord.fusion.factors import LowRank, truncate
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.messages import suggest
 
-KINDS = ("gaussian", "worst")
+KINDS = ("gaussian", "leading")
 SHARE = 0.5
-"""Of an update's energy, in the directions that `worst` noise takes."""
+"""Of an update's energy, in the directions that `leading` noise takes."""
+
+
+def check_kind(kind: str) -> None:
+    """Raise a ValueError unless there is such noise."""
+    if kind not in KINDS:
+        raise ValueError(f"There is no noise {kind!r}. {suggest(kind, KINDS)}")
 
 
 def with_noise(vectors: TaskVectors, decibels: float, kind: str = "gaussian", seed: int = 0) -> TaskVectors:
@@ -31,20 +38,19 @@ def with_noise(vectors: TaskVectors, decibels: float, kind: str = "gaussian", se
 
     Args:
         decibels: the signal-to-noise ratio, 10 log10 SNR.
-        kind: `gaussian` or `worst`; other parameters than linear layers' weights get the former in any case.
+        kind: `gaussian` or `leading`; other parameters than linear layers' weights get the former in any case.
         seed: of the noise, which does not depend on the order in which tensors are read.
 
     Raises:
         ValueError: an unknown kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"There is no noise {kind!r}. {suggest(kind, KINDS)}")
+    check_kind(kind)
     power = 10 ** (-decibels / 10)
 
     def noisy(name: str, layer: Layer) -> Layer:
-        if kind == "worst" and isinstance(layer, Stacked):
+        if kind == "leading" and isinstance(layer, Stacked):
             tasks = range(len(layer.ranks))
-            return Stacked.of([_worst(layer.factors(t), power, _generator(seed, name, t)) for t in tasks])
+            return Stacked.of([_leading(layer.factors(t), power, _generator(seed, name, t)) for t in tasks])
         return Dense(_white(layer, power, seed, name), layer.shape, len(vectors.tasks))
 
     def white(name: str, layer: Dense) -> Dense:
@@ -73,7 +79,7 @@ def _white(layer: Layer, power: float, seed: int, name: str) -> Callable[[int], 
     return read
 
 
-def _worst(update: LowRank, power: float, generator: torch.Generator) -> LowRank | None:
+def _leading(update: LowRank, power: float, generator: torch.Generator) -> LowRank | None:
     """With Gaussian noise between its leading singular directions, whose power is exact."""
     if not update.rank:
         return None

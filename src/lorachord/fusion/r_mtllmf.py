@@ -6,7 +6,8 @@
 
 Construction: the abstract tells of noise on the task vectors, of protected layers and of a few-shot realignment of the
 fused model. Here what is realigned are the coefficients, as in AdaMerging but on labels, and what is protected is named
-by the user. `noise.with_noise` is the channel, `disentanglement` the diagnostic, benchmarks/noise.py the curve.
+by the user. `noise.with_noise` is the channel (`lorachord fuse --noise`), `disentanglement_error` the diagnostic,
+benchmarks/noise.py the curve.
 """
 
 from __future__ import annotations
@@ -70,4 +71,4 @@ class RMTLLMF(FusionMethod):
                 after=lambda _: clamp(coefficients),
             )
         found = values(coefficients)
-        return Merged(vectors, *used.combine(found), plain(found), {"loss": losses})
+        return Merged(vectors, *used.combine(found), plain(found), {"loss": losses}, summed=used)

@@ -1,6 +1,6 @@
 """`lorachord fuse`: finished adapters in, one out, with a report of what it is worth beside what it was made of.
 
-fusion.json           method, options, tasks, coefficients, errors, scores, and what was adapted on
+fusion.json           method, options, tasks, coefficients, errors, scores, noise, and what was adapted on
 coefficients.png      the coefficients by layer, where matplotlib is installed
 predictions/SPLIT/    of the fused model, one file a task
 adapter/              the plain LoRA, or one folder a task where each has its head
@@ -82,7 +82,7 @@ def fuse_adapters(
         _refuse_regressions(method, [each.described for each in given], base_kind=_model_kind(given))
     model, tokenizer, part = load_base(given, base)
     tasks = load_tasks(given, tokenizer, part, data_dir)
-    vectors = _vectors(model, given, tasks, how)
+    vectors = how.heard(_vectors(model, given, tasks, how))
     if not how.full:
         check_plain(vectors.others, how.rank)
     data = task_batches(vectors, tasks, how, labelled=method.needs == "labels") if method.needs != "nothing" else {}
@@ -93,6 +93,7 @@ def fuse_adapters(
         "method": method.name,
         "options": method.to_dict(),
         "tasks": list(vectors.tasks),
+        "noise": None if how.noise is None else {"kind": how.noise, "snr": how.decibels, "seed": how.seed},
         "adapted_on": None if method.needs == "nothing" else how.adapt_on,
         "svd_error": {"all": saved.error, "layers": dict(saved.errors)} if saved.errors else None,
         "coefficients": {name: list(values) for name, values in merged.coefficients.items()},

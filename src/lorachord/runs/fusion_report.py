@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from lorachord.fusion import Merged, TaskVectors
 from lorachord.fusion.arithmetic import average, task_arithmetic
-from lorachord.fusion.disentanglement import disentanglement, references, single
+from lorachord.fusion.disentanglement import disentanglement_error, distance_from, references, single
+from lorachord.fusion.noise import KINDS, check_kind, with_noise
 from lorachord.fusion.predictions import Inputs
 from lorachord.messages import suggest, table
 from lorachord.runs.adapters import Tasks
@@ -27,7 +29,9 @@ SINGLE = "individual"
 SHOWN = 5
 """Layers in the table of predicted losses; fusion.json has them all."""
 FEW = 4
-"""Batches of written answers that the error xi is measured on."""
+"""Batches of written answers that xi and the distance are measured on."""
+XI, DISTANCE = "weight_disentanglement_error", "distance_from_own_adapters"
+"""Of each task, in a report; the table has their sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,14 @@ class How:
             independent measure any more, as the report says. Default heldout.
         shots: labelled examples of each task, for a method that realigns on labels. Default 16.
         batch_size: examples of a task in a batch. Default 16.
-        max_rows: examples of each task at most, for adapting and for the error xi. Default 512.
+        max_rows: examples of each task at most, for adapting, for xi and for the distance. Default 512.
         split: what is scored. Default dev.
         rank: of the result. Default: exact, or that of all adapters together where the result is dense.
         full: save a whole model and no LoRA.
         beside: score the individual adapters, their average and the sweep as well. Default true.
-        seed: of the choice of examples. Default 0.
+        noise: a kind of `fusion.noise`, put on the task vectors before anything else sees them. Default none.
+        snr: of the noise, in dB. Default 0.
+        seed: of the choice of examples, and of the noise. Default 0.
     """
 
     adapt_on: str = "heldout"
@@ -55,6 +61,8 @@ class How:
     rank: int | None = None
     full: bool = False
     beside: bool = True
+    noise: str | None = None
+    snr: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,9 +70,24 @@ class How:
             raise ValueError(
                 f"There is nothing called {self.adapt_on!r} to adapt on. {suggest(self.adapt_on, ADAPT_ON)}"
             )
+        if self.noise is not None:
+            check_kind(self.noise)
+        elif self.snr is not None:
+            raise ValueError(f"snr is {self.snr:g} dB, but there is no noise: name one of {', '.join(KINDS)}.")
+        if self.snr is not None and not math.isfinite(self.snr):
+            raise ValueError(f"snr is {self.snr}; it must be a finite number of dB.")
         for name in ("shots", "batch_size", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def heard(self, vectors: TaskVectors) -> TaskVectors:
+        """The task vectors as they come over the channel."""
+        return vectors if self.noise is None else with_noise(vectors, self.decibels, self.noise, self.seed)
+
+    @property
+    def decibels(self) -> float:
+        """The signal-to-noise ratio."""
+        return 0.0 if self.snr is None else self.snr
 
 
 def task_batches(vectors: TaskVectors, tasks: Tasks, how: How, *, labelled: bool) -> dict[str, list[Inputs]]:
@@ -107,6 +130,12 @@ def compare(merged: Merged, tasks: Tasks, how: How, out: Path) -> dict[str, Any]
         assert tasks.data is not None
         return report({task.name: score_task(task, made[task.name]) for task in tasks.data.tasks})
 
+    def distances(candidate: Merged) -> dict[str, Any]:
+        return {
+            XI: disentanglement_error(candidate, inputs),
+            DISTANCE: distance_from(candidate, inputs, against),
+        }
+
     names = list(enumerate(vectors.tasks))
     found, candidates = {}, {}
     if how.beside:
@@ -115,21 +144,21 @@ def compare(merged: Merged, tasks: Tasks, how: How, out: Path) -> dict[str, Any]
         candidates |= {f"lambda {scale:g}": task_arithmetic(vectors, scale) for scale in SWEEP}
     for name, candidate in candidates.items():
         found[name] = scored(name, {task: records(candidate, index) for index, task in names})
-        found[name]["xi"] = disentanglement(candidate, inputs, against)
+        found[name] |= distances(candidate)
     made = {task: records(merged, index) for index, task in names}
     found["fused"] = save_scored(out / "predictions" / how.split, tasks.data.tasks, made)
-    found["fused"]["xi"] = disentanglement(merged, inputs, against)
+    found["fused"] |= distances(merged)
     return found
 
 
 def fusion_table(found: Mapping[str, Any]) -> str:
     """The table of a report's scores."""
     scores = found["scores"]
-    rows = [["", *found["tasks"], "mean", "worst", "xi"]]
+    rows = [["", *found["tasks"], "mean", "worst", "xi", "distance from own adapters"]]
     for name, scored in scores.items():
         cells = [f"{scored['tasks'][task]['score']:.3f}" for task in found["tasks"]]
-        xi = f"{sum(scored['xi'].values()):.3f}" if "xi" in scored else ""
-        rows.append([name, *cells, f"{scored['mean']:.3f}", f"{scored['worst']:.3f}", xi])
+        sums = [f"{sum(scored[key].values()):.3f}" if scored.get(key) else "" for key in (XI, DISTANCE)]
+        rows.append([name, *cells, f"{scored['mean']:.3f}", f"{scored['worst']:.3f}", *sums])
     return table(rows)
 
 

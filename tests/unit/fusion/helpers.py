@@ -8,9 +8,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import lorachord as lc
+from lorachord.fusion import Merged
 from lorachord.fusion.factors import LowRank
 from lorachord.fusion.load import load_task_vectors
-from lorachord.fusion.predictions import Inputs
+from lorachord.fusion.predictions import Inputs, entropy, predictions
 from lorachord.fusion.task_vectors import Stacked, TaskVectors, held
 from tests.tiny_models import perturb, tiny, token_ids
 
@@ -93,3 +94,12 @@ def near(found: Tensor, expected: Tensor, atol: float = 1e-6) -> bool:
     """Equal up to rounding: within `atol` of the largest entry (or of 1)."""
     found, expected = found.detach(), expected.detach()
     return float((found - expected).abs().max()) <= atol * max(1.0, float(expected.abs().max()))
+
+
+def average_entropy(merged: Merged, batches: dict[str, list[Inputs]]) -> float:
+    """Of what a fusion predicts: the mean over tasks and batches."""
+    values = []
+    for task, own in batches.items():
+        with merged.model() as model, lc.on_task(model, task):
+            values += [float(entropy(predictions(model, batch))) for batch in own]
+    return sum(values) / len(values)

@@ -1,6 +1,7 @@
-"""What adapts: objectives, coefficients, masks, realignment; their gradients, their limits and what they refuse."""
+"""What adapts: objectives, coefficients, realignment; their gradients, their limits and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lorachord as lc
-from lorachord.core.config import LayerSpec
 from lorachord.fusion import RMTLLMF, AdaMerging, Collapse, Concrete, FusionMethod, Merged, Ties, merge_vectors
 from lorachord.fusion.adamerging import elected
-from lorachord.fusion.arithmetic import elect, task_arithmetic, trim
-from lorachord.fusion.concrete import Draw, MaskedCombination, masked
-from lorachord.fusion.disentanglement import disentanglement, references, single
+from lorachord.fusion.arithmetic import elect, task_arithmetic, trim, weighted_sum
+from lorachord.fusion.disentanglement import alone, disentanglement_error, distance_from, references, single
 from lorachord.fusion.factors import dense
 from lorachord.fusion.load import load_task_vectors
 from lorachord.fusion.predictions import Inputs, Predictions, distance, entropy, predictions, supervised
-from lorachord.fusion.updates import StackedCombination, combination, layer_spec
+from lorachord.fusion.task_vectors import held
+from lorachord.fusion.updates import StackedCombination, combination
 from tests.tiny_models import perturb, tiny, token_ids
-from tests.unit.fusion.helpers import data, inputs, near, toy, two
+from tests.unit.fusion.helpers import average_entropy, data, inputs, near, toy, two
 
 LABELS = torch.tensor([0.0, 1.0, 2.0, 1.0])
 
@@ -30,14 +30,6 @@ def short(name: str, **options: Any) -> FusionMethod:
     """A method in a few steps."""
     made: dict[str, Callable[..., FusionMethod]] = {"adamerging": AdaMerging, "concrete": Concrete, "r": RMTLLMF}
     return made[name](**{"steps": 8, "learning_rate": 0.05, **options})
-
-
-def average_entropy(merged: Merged, batches: dict[str, list[Inputs]]) -> float:
-    values = []
-    for task, own in batches.items():
-        with merged.model() as model, lc.on_task(model, task):
-            values += [float(entropy(predictions(model, batch))) for batch in own]
-    return sum(values) / len(values)
 
 
 def test_entropy_is_a_mean_over_examples_and_not_that_of_the_mean():
@@ -186,66 +178,6 @@ def test_whole_models_adapt_in_every_parameter(tmp_path: Path):
     assert reached >= {name for name in vectors.others if "LayerNorm" in name}
 
 
-def test_a_constant_mask_changes_nothing():
-    delta, logits = torch.randn(4, 3), torch.full((4, 3), 0.7)
-    assert near(masked(delta, logits), delta)
-    assert near(masked(delta, logits, torch.full((4, 3), 0.2)), delta)
-
-
-def test_a_mask_by_hand():
-    found = masked(torch.ones(1, 2), torch.tensor([[0.0, 0.5]]), torch.tensor([[0.5, 0.2]]))
-    mask = [0.5, 1 / (1 + 2.718281828 ** (-(0.5 + torch.tensor(0.2).logit().item()) / 0.5))]
-    assert found[0].tolist() == pytest.approx([value / (sum(mask) / 2) for value in mask], rel=1e-5)
-
-
-def test_a_mask_is_the_same_in_the_recomputation_and_another_at_the_next_step():
-    vectors = toy()
-    draw = Draw(0)
-    layer = layer_spec("linear", vectors.layers["linear"])
-    adapter = MaskedCombination(layer, 0, vectors.layers["linear"], nn.Parameter(torch.ones(2)), draw)
-    x = torch.randn(7, 5, requires_grad=True)
-
-    def zero(x: Tensor) -> Tensor:
-        return x.new_zeros(7, 6)
-
-    with torch.no_grad():
-        adapter.logits.normal_()
-    y = adapter(x, zero)
-    assert torch.equal(y, adapter(x, zero))
-    noise = draw.noise(0, adapter.logits)
-    delta = masked(dense(vectors.layers["linear"].combine(torch.ones(2))), adapter.logits, noise)
-    expected = torch.autograd.grad((x @ delta.t()).square().sum(), [adapter.logits, x])
-    found = torch.autograd.grad(y.square().sum(), [adapter.logits, x])
-    assert all(near(left, right, 1e-5) for left, right in zip(found, expected, strict=True))
-    draw.step = 1
-    assert not torch.equal(y, adapter(x, zero))
-
-
-def test_no_dense_update_is_kept_for_the_backward_pass():
-    vectors = toy((2, 2), (96, 64))
-    layer = vectors.layers["linear"]
-    adapter = MaskedCombination(LayerSpec("linear", 0, 1, 64, 96), 0, layer, nn.Parameter(torch.ones(2)), Draw(0))
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = adapter(torch.randn(3, 64, requires_grad=True), lambda x: x.new_zeros(3, 96))
-        held = [tensor for tensor in kept if tensor.numel() >= 64 * 96 and tensor is not adapter.logits]
-    assert not held
-    y.sum().backward()
-    assert torch.count_nonzero(adapter.logits.grad)
-
-
-@pytest.mark.parametrize("granularity", ["fixed", "layer", "task"])
-def test_concrete_lowers_the_entropy(granularity: str, tmp_path: Path):
-    vectors = two(tmp_path)
-    batches = data(vectors)
-    merged = merge_vectors(vectors, short("concrete", granularity=granularity, steps=15), batches)
-    assert average_entropy(merged, batches) < average_entropy(task_arithmetic(vectors, 0.3), batches)
-    moved = any(values != pytest.approx((0.3, 0.3)) for values in merged.coefficients.values())
-    assert moved == (granularity != "fixed")
-    assert not merged.low_rank
-    assert merged.as_lora(2).peft_config["default"].r == 2
-
-
 def test_realignment_lowers_the_loss_on_the_labelled_examples(tmp_path: Path):
     vectors = two(tmp_path)
     batches = data(vectors, answers=LABELS)
@@ -267,13 +199,66 @@ def test_realignment_takes_numbers_and_leaves_protected_layers_alone(tmp_path: P
     assert merged.layers.keys() == {name for name in vectors.layers if ".layer.0." not in name}
 
 
-def test_the_error_of_a_single_task_is_zero_only_for_its_own_update(tmp_path: Path):
+def test_the_distance_of_a_single_task_is_zero_only_for_its_own_update(tmp_path: Path):
     vectors = two(tmp_path)
     batches = data(vectors)
     against = references(vectors, batches)
-    found = disentanglement(single(vectors, 0), batches, against)
+    found = distance_from(single(vectors, 0), batches, against)
     assert found["a"] == pytest.approx(0, abs=1e-6)
     assert found["b"] > 1e-3
+
+
+def test_a_task_alone_is_weakened_but_not_disturbed(tmp_path: Path):
+    # The other task's vector is zero, so that nothing interferes, whatever lambda is.
+    vectors = two(tmp_path)
+    layers = {name: held(torch.stack([layer.delta(0), 0 * layer.delta(0)])) for name, layer in vectors.layers.items()}
+    vectors = replace(vectors, layers=layers)
+    batches = data(vectors)
+    against = references(vectors, batches)
+    weak, strong = (task_arithmetic(vectors, scale) for scale in (0.1, 1.0))
+    for merged in (weak, strong):
+        assert disentanglement_error(merged, batches)["a"] == pytest.approx(0, abs=1e-6)
+    assert distance_from(weak, batches, against)["a"] > 1e-3
+    assert distance_from(strong, batches, against)["a"] == pytest.approx(0, abs=1e-6)
+    assert disentanglement_error(strong, batches)["b"] > 1e-3
+
+
+def test_the_disentanglement_error_is_that_of_the_paper(tmp_path: Path):
+    vectors = two(tmp_path)
+    batches = data(vectors)
+    weights = [0.9, 0.4]
+    merged = weighted_sum(vectors, weights)
+    found = disentanglement_error(merged, batches)
+    for index, task in enumerate(vectors.tasks):
+        terms = []
+        own = weighted_sum(vectors, [weight if task == index else 0.0 for task, weight in enumerate(weights)])
+        for batch in batches[task]:
+            logs = []
+            for each in (own, merged):
+                with each.model() as model, lc.on_task(model, task):
+                    logs.append(predictions(model, batch).values)
+            terms.append(float(F.kl_div(logs[1], logs[0], log_target=True, reduction="batchmean")))
+        assert found[task] == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+        assert found[task] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("adamerging", {}), ("adamerging", {"density": 0.3}), ("concrete", {}), ("r", {"protect": ("layer.0",)})],
+)
+def test_what_the_tasks_contribute_alone_is_the_whole_update(name: str, options: dict[str, Any], tmp_path: Path):
+    vectors = two(tmp_path)
+    batches = data(vectors, answers=LABELS if name == "r" else None)
+    merged = merge_vectors(vectors, short(name, **options), batches)
+    parts = [alone(merged, task) for task in range(2)]
+    assert parts[0].layers.keys() == merged.layers.keys()
+    for layer, update in merged.layers.items():
+        assert near(dense(parts[0].layers[layer]) + dense(parts[1].layers[layer]), dense(update), 1e-5)
+
+
+def test_what_is_no_weighted_sum_has_no_disentanglement_error(tmp_path: Path):
+    vectors = two(tmp_path)
+    assert disentanglement_error(merge_vectors(vectors, Ties()), data(vectors)) is None
 
 
 def test_methods_do_not_change_their_vectors_or_each_other(tmp_path: Path):

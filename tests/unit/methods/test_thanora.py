@@ -4,8 +4,8 @@ from torch import Tensor
 
 import lorachord as lc
 from lorachord.core.tasks import TaskNames
-from lorachord.families.covariance import Exact
-from lorachord.methods.thanora import ThanoRA, blocks, share_ranks
+from lorachord.families.covariance import Covariance, Exact
+from lorachord.methods.thanora import ThanoRA, directions, share_ranks
 from tests.reference import thanora
 from tests.tiny_models import perturb, tiny
 
@@ -45,26 +45,93 @@ def test_too_few_ranks_name_the_smallest() -> None:
         made(3, r=8, ranks=(3, 3, 3))
 
 
-def test_blocks_are_those_of_the_reference_up_to_sign() -> None:
-    x = torch.randn(60, 12, dtype=torch.float64) * torch.linspace(0.1, 2, 12, dtype=torch.float64)
+def measured(dtype: torch.dtype = torch.float64, d_in: int = 12, num_tasks: int = 4) -> list[Covariance]:
+    """Inputs that share their leading directions, as those of tasks on one model do."""
+    torch.manual_seed(0)
+    shared = torch.linspace(0.1, 2, d_in, dtype=torch.float64)
+    found: list[Covariance] = []
+    for _ in range(num_tasks):
+        own = Exact(d_in)
+        own.add((torch.randn(60, d_in, dtype=torch.float64) * shared).to(dtype))
+        found.append(own)
+    return found
+
+
+def started(adapter: ThanoRA, weight: Tensor, inputs: list[Covariance]) -> ThanoRA:
+    """The adapter at the start that its calibration finds."""
+    _, start = ThanoRA.from_inputs(adapter.config, weight, inputs)
+    adapter.begin(start)
+    return adapter
+
+
+def test_the_start_is_that_of_the_reference_up_to_sign() -> None:
+    inputs, ranks, weight = measured(num_tasks=3), [4, 1, 2], torch.randn(9, 12, dtype=torch.float64)
+    adapter = started(made(3, r=8, ranks=tuple(ranks)), weight, inputs)
+    expected = thanora.svd_blocks(weight, [own.matrix() for own in inputs], ranks, s=32 / 8)
+    expected_down, expected_up = torch.cat([A for A, _ in expected]), torch.cat([B for _, B in expected], dim=1)
+    sign = (adapter.down_start * expected_down).sum(1).sign()
+    torch.testing.assert_close(adapter.down_start * sign[:, None], expected_down, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(adapter.up_start * sign, expected_up, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(9, 12), (40, 33)])
+@pytest.mark.parametrize("alpha", [8.0, 32.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_start_takes_each_direction_of_the_outputs_once(
+    d_out: int, d_in: int, alpha: float, dtype: torch.dtype
+) -> None:
+    layer = lc.LayerSpec("layer", index=0, num_layers=1, d_in=d_in, d_out=d_out)
+    config = ThanoRA.Config.from_dict({"r": 8, "alpha": alpha})
+    weight = torch.randn(d_out, d_in, dtype=dtype)
+    adapter = ThanoRA(layer, config, TaskNames(tuple("abcd"))).to(dtype)
+    started(adapter, weight, measured(dtype, d_in))
+    down, up = adapter.down_start, adapter.up_start
+    product = adapter.scale * up @ down
+    basis = up / up.norm(dim=0)
+    close = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(adapter.own, dtype=dtype), **close)
+    torch.testing.assert_close(product, basis @ basis.T @ weight, **close)
+    torch.testing.assert_close(basis.T @ (weight - product), torch.zeros(adapter.own, d_in, dtype=dtype), **close)
+    torch.testing.assert_close(up.norm(dim=0), down.norm(dim=1), **close)
+    right = torch.linalg.svd(weight).Vh
+    for x in (*torch.randn(50, d_in, dtype=dtype), *right[: min(d_out, d_in)]):
+        assert (product @ x).norm() <= 1.001 * (weight @ x).norm()
+
+
+def test_a_start_of_as_many_ranks_as_the_narrow_side_is_the_weight() -> None:
     weight = torch.randn(9, 12, dtype=torch.float64)
-    covariance = Exact(12)
-    covariance.add(x)
-    down, up = blocks(weight, covariance, 4)
-    [(expected_down, expected_up)] = thanora.svd_blocks(weight, [x.T @ x / 60], [4])
-    sign = (down * expected_down).sum(1).sign()
-    torch.testing.assert_close(down * sign[:, None], expected_down, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(up * sign, expected_up, rtol=1e-8, atol=1e-8)
+    adapter = started(made(3, r=11, ranks=(3, 4, 2)), weight, measured(num_tasks=3))
+    torch.testing.assert_close(adapter.scale * adapter.up_start @ adapter.down_start, weight)
 
 
-def test_blocks_neither_look_at_nor_move_the_random_state() -> None:
-    covariance = Exact(12)
-    covariance.add(torch.randn(60, 12))
-    weight, found = torch.randn(9, 12), []
+def test_directions_that_the_weight_lacks_start_as_the_cooperative_block_does() -> None:
+    weight = torch.randn(9, 2, dtype=torch.float64) @ torch.randn(2, 12, dtype=torch.float64)
+    adapter = started(made(3, r=8, ranks=(1, 2, 3)), weight, measured(num_tasks=3))
+    torch.testing.assert_close(adapter.scale * adapter.up_start @ adapter.down_start, weight)
+    lacking = (adapter.up_start == 0).all(0)
+    assert lacking.tolist() == [False, False, True, True, True, True]
+    assert adapter.down.ne(0).any(1).all()
+    assert adapter.down.isfinite().all()
+    update = adapter.up_weight() @ adapter.down_weight()
+    assert not update.any()
+
+
+def test_more_ranks_than_directions_are_refused() -> None:
+    config = ThanoRA.Config.from_dict({"r": 14})
+    with pytest.raises(ValueError, match=r"add up to 11, .*weight \(9, 12\), which has 9: take a smaller r"):
+        ThanoRA.check(config, LAYER, 3)
+    ThanoRA.check(ThanoRA.Config.from_dict({"r": 12}), LAYER, 3)
+    ThanoRA.check(ThanoRA.Config.from_dict({"r": 14, "init": "kaiming"}), LAYER, 3)
+    with pytest.raises(ValueError, match="add up to 10"):
+        ThanoRA.check(ThanoRA.Config.from_dict({"r": 14, "ranks": (5, 3, 2)}), LAYER, 3)
+
+
+def test_the_start_neither_looks_at_nor_moves_the_random_state() -> None:
+    inputs, weight, found = measured(torch.float32), torch.randn(9, 12), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.append(blocks(weight, covariance, 2)[0])
+        found.append(directions(weight, inputs, [2, 1, 1, 2]))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*found)
 
