@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -16,7 +15,7 @@ from lorachord.families.by_prompt import PromptLevel
 from lorachord.families.calibrated import Calibrated
 from lorachord.messages import suggest
 from lorachord.models.resolve import resolve
-from lorachord.runs.folder import FILES, FOLDERS
+from lorachord.runs.folder import check_names
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.starting import check_start
@@ -35,9 +34,7 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
     for name in recipe.tasks.weights:
         if name not in names:
             raise ValueError(f"tasks.weights names {name!r}, which is no task of this recipe. {suggest(name, names)}")
-    for name in names:
-        if name.startswith("/") or ".." in PurePosixPath(name).parts or PurePosixPath(name).parts[0] in FILES + FOLDERS:
-            raise ValueError(f"A task cannot be called {name!r}: its name is a path inside the run folder.")
+    check_names(names)
     available = get_available_reporting_integrations()
     for name in recipe.training.report_to:
         if name not in available:

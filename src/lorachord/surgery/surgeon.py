@@ -208,6 +208,14 @@ class Surgeon:
         groups = torch.tensor(self._groups(keys), device=gramians.device)
         return gramians.new_zeros(int(groups.max()) + 1, *gramians.shape[1:]).index_add_(0, groups, gramians)
 
+    def overflowing(self) -> list[tuple[str, int]]:
+        """Layers and tasks whose gradients are not finite, or too large for a float32 Gramian."""
+        return self.gradients.overflowing(2 if self.rule.needs_halves else 1)
+
+    def forget(self) -> None:
+        """Drop the gradients of a step that is not taken."""
+        self.gradients.collect()
+
     def close(self) -> None:
         """Back to ordinary gradients."""
         self.gradients.close()
