@@ -64,7 +64,7 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
             raise ValueError(f"{method} needs no calibration; leave it out.")
         if "calibration" in recipe.method:
             Calibration.load(recipe.method["calibration"])
-        for key in options.keys() & {"tasks", "format_version", "base_fingerprint", "centroids"}:
+        for key in options.keys() & {"tasks", "method", "options", "format_version", "base_fingerprint", "centroids"}:
             raise ValueError(f"{key} is not for a recipe to say; it follows from the tasks and the model.")
         if method in BASELINES:
             baseline_config(method, **options)
@@ -74,12 +74,12 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
                 resolve(cls.encoder(config.method_config))
         else:
             raise ValueError(f"there is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"method: {error}") from None
     if recipe.surgery is not None:
         try:
             check_surgery(**recipe.surgery)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"surgery: {error}") from None
         if method in BASELINES:
             raise ValueError(f"surgery: {method} hands out no gradients of tasks; take the method `lora` instead.")
@@ -96,5 +96,5 @@ def _check_balance(recipe: Recipe, tasks: Sequence[Task]) -> None:
         check_balance(
             tasks=[task.name for task in tasks], regressions=regressions, per_task_heads=own_heads, **recipe.balance
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"balance: {error}") from None

@@ -158,7 +158,7 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        return read_json(self.path / "metrics.json", ("dev",))
+        return read_json(self.path / "metrics.json")
 
     @property
     def data_dir(self) -> str | None:

@@ -36,7 +36,7 @@ from lorachord.training.checkpoint_folders import last_checkpoint
 from lorachord.training.model_kind import ModelKind
 from lorachord.training.trainer import MultiTaskTrainer
 from lorachord.tuner import Calibration
-from lorachord.whole import new_folder
+from lorachord.whole import new_folder, read_json
 
 logger = logging.getLogger("lorachord")
 REPORTED = ("val", "dev")
@@ -82,7 +82,7 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
     tasks = recipe.tasks.chosen()
     found = RunFolder.check(out, recipe, resume=resume, force=force)
     if found is not None and found.finished:
-        assert found.metrics
+        read_json(found.path / "metrics.json", REPORTED)
         shutil.rmtree(found.path / "checkpoints", ignore_errors=True)
         return found
     if recipe.start_from is not None and Path(recipe.start_from).is_relative_to(absolute(str(out))):

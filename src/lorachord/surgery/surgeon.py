@@ -64,8 +64,8 @@ def check_surgery(rule: str | Rule, *, granularity: str = "factor", collect: str
         ValueError: an unknown rule, option, granularity or way to collect; the nearest is named.
     """
     for field, value, known in (("granularity", granularity, GRANULARITIES), ("way to collect", collect, COLLECTORS)):
-        if value not in known:
-            raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"There is no {field} {value!r}. {suggest(str(value), known)}")
     made = rule if isinstance(rule, Rule) else make_rule(rule, **options)
     if made.needs_halves and collect != "one_pass":
         raise ValueError(f"{made.name} looks at two halves of each task's samples, which only one_pass tells apart.")
