@@ -146,7 +146,7 @@ class LorachordModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Besides the renaming: a ValueError, before any is loaded, for missing or damaged tensors and reordered tasks."""
+        """Besides the renaming: a ValueError, before any is loaded, for damaged tensors and reordered tasks."""
         assert isinstance(config, LorachordConfig)
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = {
