@@ -36,9 +36,14 @@ def test_each_flaw_names_its_file(tmp_path: Path, harm: str) -> None:
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     folder = sealed(tmp_path / "one")
-    with pytest.raises(OSError, match="No space left"), new_folder(folder) as made:
-        (made / "weights").write_bytes(b"9")
-        raise RuntimeError("[enforce fail at inline_container.cc] file: No space left on device")
+
+    def fail() -> None:
+        with new_folder(folder) as made:
+            (made / "weights").write_bytes(b"9")
+            raise RuntimeError("[enforce fail at inline_container.cc] file: No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
     assert flaw(folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
