@@ -67,7 +67,6 @@ def counted(stop_at: int | None, told: Path | None = None) -> None:
         if seen == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if told is not None:
-            told.parent.mkdir(exist_ok=True)
             descriptor = os.open(told, os.O_WRONLY | os.O_CREAT)
             os.write(descriptor, f"{seen:08}".encode())
             os.close(descriptor)
