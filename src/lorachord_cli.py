@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, or 2 for bad input."""
+    """Entry point; returns the exit status: 0, or as docs/recipes.md has it."""
     parsed = build_parser().parse_args(arguments)
     from lorachord.cli import run
 

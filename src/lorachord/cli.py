@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from lorachord.endings import in_words
 from lorachord.messages import table
 from lorachord_cli import build_parser
 
@@ -120,17 +121,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _fuse(arguments: argparse.Namespace) -> None:
-    import yaml
-
     from lorachord.runs.fuse import fuse_adapters, make_method
     from lorachord.runs.fusion_report import How, fusion_table, loss_table
+    from lorachord.runs.strict import load_yaml
 
     options: dict[str, Any] = {}
     for setting in arguments.set:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes OPTION=VALUE; got {setting!r}.")
-        options[name] = yaml.safe_load(value)
+        options[name] = load_yaml(value, f"the value of {name}")
     given = {name: getattr(arguments, name) for name in ("granularity", "protect") if getattr(arguments, name)}
     # A method that knows better than singular values what to keep is told the rank as well.
     given |= {"rank": arguments.rank} if arguments.method == "collapse" and arguments.rank else {}
@@ -179,7 +179,7 @@ COMMANDS = {
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run the command of the parsed options; returns the exit status: 0, or 2 for bad input."""
+    """Run the command of the parsed options; returns the exit status, as `endings.in_words` has it."""
     # PEFT and transformers tell their own developers of coming renames.
     renames = r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated"
     warnings.filterwarnings("ignore", message=renames, category=FutureWarning)
@@ -188,13 +188,7 @@ def run(parsed: argparse.Namespace) -> int:
         transformers.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("lorachord").setLevel(logging.INFO)
-    try:
-        COMMANDS[parsed.command](parsed)
-    except ValueError as error:
-        # Bad input, in words; a traceback would hide them.
-        print(f"lorachord {parsed.command}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return in_words(parsed.command, lambda: COMMANDS[parsed.command](parsed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

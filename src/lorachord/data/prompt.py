@@ -27,10 +27,15 @@ def check_template(template: str, known: list[str]) -> None:
         ValueError: it is malformed, uses another name, or formats a text as something else.
     """
     try:
-        used = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        fields = [(name, layout, how) for _, name, layout, how in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"the prompt is no template ({error}); write {{{{ or }}}} for a literal brace.") from None
-    for name in used:
+    for name, layout, conversion in fields:
+        if layout or conversion:
+            # A width would be as long as a row says, or as long as memory.
+            raise ValueError(
+                f"the prompt has a format that does not fit a text: {{{name}}} takes no width or conversion."
+            )
         if name not in known:
             raise ValueError(f"the prompt uses {{{name}}}, which there is not. {suggest(name, known)}")
     try:

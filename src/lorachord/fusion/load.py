@@ -26,8 +26,8 @@ from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.heads import add_heads, keep_head
 from lorachord.tuner import LorachordConfig
+from lorachord.tuner.adapter_files import check_adapter
 from lorachord.tuner.layer import LorachordLinear, linear_features
-from lorachord.tuner.peft_config import check_weights
 
 
 def load_task_vectors(base: nn.Module, folders: Mapping[str, str | Path]) -> TaskVectors:
@@ -121,7 +121,7 @@ def _config(task: str, folder: Path) -> PeftConfig | None:
             return None
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         raise ValueError(f"{task}: {folder} holds neither an adapter nor a model; found {found}.")
-    check_weights(folder)
+    check_adapter(folder)
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     if isinstance(config, LorachordConfig):
         return config

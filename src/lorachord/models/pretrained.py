@@ -86,7 +86,7 @@ def _config(name: str, source: str, **changes: Any) -> Any:
     if not Path(source).is_dir():
         say_asked(source)
     try:
-        return AutoConfig.from_pretrained(source, **changes)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
     except OSError as error:
         raise ValueError(
             f"{name} is no local folder and no packaged model, and the hub did not give it: {error}"
@@ -100,7 +100,7 @@ def _refuse(name: str, lacking: list[str]) -> None:
 
 
 def _tokenizer(source: str) -> Tokenizer:
-    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"The tokenizer of {source} has no token for padding and none for the end of a text.")
@@ -113,6 +113,6 @@ def _load(kind: Any, source: str, options: dict[str, Any]) -> tuple[Model, dict[
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        return kind.from_pretrained(source, output_loading_info=True, **options)  # type: ignore[no-any-return]
+        return kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)  # type: ignore[no-any-return]
     finally:
         transformers.logging.set_verbosity(before)

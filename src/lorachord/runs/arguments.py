@@ -86,6 +86,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=every,
         save_total_limit=1,
+        # How long early stopping has waited.
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=choosing,
         metric_for_best_model="eval_mean" if choosing else None,
         greater_is_better=True if choosing else None,

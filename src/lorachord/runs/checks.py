@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -16,7 +15,7 @@ from lorachord.families.by_prompt import PromptLevel
 from lorachord.families.calibrated import Calibrated
 from lorachord.messages import suggest
 from lorachord.models.resolve import resolve
-from lorachord.runs.folder import FILES, FOLDERS
+from lorachord.runs.folder import check_names
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.starting import check_start
@@ -35,9 +34,7 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
     for name in recipe.tasks.weights:
         if name not in names:
             raise ValueError(f"tasks.weights names {name!r}, which is no task of this recipe. {suggest(name, names)}")
-    for name in names:
-        if name.startswith("/") or ".." in PurePosixPath(name).parts or PurePosixPath(name).parts[0] in FILES + FOLDERS:
-            raise ValueError(f"A task cannot be called {name!r}: its name is a path inside the run folder.")
+    check_names(names)
     available = get_available_reporting_integrations()
     for name in recipe.training.report_to:
         if name not in available:
@@ -67,7 +64,7 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
             raise ValueError(f"{method} needs no calibration; leave it out.")
         if "calibration" in recipe.method:
             Calibration.load(recipe.method["calibration"])
-        for key in options.keys() & {"tasks", "format_version", "base_fingerprint", "centroids"}:
+        for key in options.keys() & {"tasks", "method", "options", "format_version", "base_fingerprint", "centroids"}:
             raise ValueError(f"{key} is not for a recipe to say; it follows from the tasks and the model.")
         if method in BASELINES:
             baseline_config(method, **options)
@@ -77,12 +74,12 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
                 resolve(cls.encoder(config.method_config))
         else:
             raise ValueError(f"there is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"method: {error}") from None
     if recipe.surgery is not None:
         try:
             check_surgery(**recipe.surgery)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"surgery: {error}") from None
         if method in BASELINES:
             raise ValueError(f"surgery: {method} hands out no gradients of tasks; take the method `lora` instead.")
@@ -99,5 +96,5 @@ def _check_balance(recipe: Recipe, tasks: Sequence[Task]) -> None:
         check_balance(
             tasks=[task.name for task in tasks], regressions=regressions, per_task_heads=own_heads, **recipe.balance
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"balance: {error}") from None

@@ -17,20 +17,29 @@ A run of mode `single` has such a folder for each task in place of adapter/, pre
 
 from __future__ import annotations
 
-import json
+import logging
 import platform
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lorachord.runs.readme import run_readme
 from lorachord.runs.recipe import Recipe, read_recipe
+from lorachord.whole import read_json, write_json, write_text
+
+logger = logging.getLogger("lorachord")
 
 FILES = ("recipe.yaml", "environment.json", "README.md", "metrics.json", "log.jsonl")
 FOLDERS = ("calibration", "adapter", "predictions", "surgery", "tensorboard", "checkpoints")
 """What a run folder holds, which no task can be called."""
+STARTING = ".starting"
+"""Is in a folder while a run is put into it."""
+LAST_KEY = b"\nstart_from:"
+"""What a whole recipe.yaml ends with."""
 PACKAGES = ("lorachord", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn", "scipy")
 
 
@@ -65,13 +74,17 @@ class RunFolder:
         found = cls.check(path, recipe, resume=resume, force=force)
         if found is not None:
             return found
-        if path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        folder = cls(path, recipe)
-        folder.write("recipe.yaml", recipe.to_yaml())
-        folder.write_json("environment.json", _environment(recipe, data_dir))
+        path.mkdir(parents=True, exist_ok=True)
+        # Until the folder is a run, this file says that what it holds is of no use.
+        (path / STARTING).touch()
+        for entry in path.iterdir():
+            if entry.name != STARTING:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        folder, text = cls(path, recipe), recipe.to_yaml()
+        folder.write("recipe.yaml", text)
+        folder.write_json("environment.json", _environment(recipe, text, data_dir))
         folder.write("README.md", run_readme(path.absolute(), recipe, folder.data_dir, PACKAGES[:4]))
+        (path / STARTING).unlink()
         return folder
 
     @classmethod
@@ -87,6 +100,10 @@ class RunFolder:
         path = Path(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return None
+        if path.is_dir() and (path / STARTING).is_file():
+            if force or resume:
+                return None
+            raise ValueError(f"{path} holds the beginning of a run that was stopped: start it anew by --resume.")
         if not (path / "recipe.yaml").is_file() or not (path / "environment.json").is_file():
             raise ValueError(f"{path} holds something that is no run; name a new folder.")
         if force:
@@ -116,7 +133,12 @@ class RunFolder:
             found = sorted(entry.name for entry in path.iterdir())[:8] if path.is_dir() else []
             holds = f"it holds {', '.join(found)}" if found else "it is empty or missing"
             raise ValueError(f"{path} is no run folder, which would hold a recipe.yaml; {holds}.")
-        return cls(path, read_recipe(path / "recipe.yaml"))
+        if (path / STARTING).is_file():
+            raise ValueError(f"{path} holds the beginning of a run that was stopped: start it anew by --resume.")
+        _check_digest(path)
+        run = cls(path, read_recipe(path / "recipe.yaml"))
+        check_names([task.name for task in run.recipe.tasks.chosen()], str(path / "recipe.yaml"))
+        return run
 
     @property
     def finished(self) -> bool:
@@ -136,33 +158,66 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        found: dict[str, Any] = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
-        return found
+        return read_json(self.path / "metrics.json")
 
     @property
     def data_dir(self) -> str | None:
         """The data folder that the run was started with."""
-        recorded = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        found: str | None = recorded["data_dir"]
+        path = self.path / "environment.json"
+        found = read_json(path, ("data_dir",))["data_dir"]
+        if found is not None and not isinstance(found, str):
+            raise ValueError(f"{path} is damaged: its data_dir is {found!r} and no path.")
         return found
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole: a reader sees the old one or the new one."""
-        path = self.path / name
-        scratch = path.with_name(f".{path.name}.part")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
         """The same for plain data."""
-        self.write(name, json.dumps(value, indent=2) + "\n")
+        write_json(self.path / name, value)
 
 
-def _environment(recipe: Recipe, data_dir: str | Path | None) -> dict[str, Any]:
+def check_names(names: Iterable[str], where: str = "the recipe") -> None:
+    """Whether tasks can be called so: their names are paths in run folders, keys of a log, and names of modules.
+
+    Args:
+        where: they were read from, for the error.
+
+    Raises:
+        ValueError: a name that leads elsewhere, is a file of a run, or holds what a path cannot.
+    """
+    for name in names:
+        parts = name.split("/")
+        odd = [part for part in parts if part in ("", ".", "..") or part.startswith("~") or len(part.encode()) > 200]
+        if odd or "\\" in name or not name.isprintable() or parts[0] in (*FILES, *FOLDERS, STARTING):
+            shown = name if len(name) <= 60 else f"{name[:60]}..."
+            raise ValueError(f"A task cannot be called {shown!r} ({where}): its name is a path inside the run folder.")
+
+
+def _check_digest(path: Path) -> None:
+    """Whether the recipe of a run is as it was written.
+
+    Raises:
+        ValueError: it was cut off.
+    """
+    if not (path / "environment.json").is_file():
+        return
+    recorded = read_json(path / "environment.json").get("recipe_sha256")
+    found = (path / "recipe.yaml").read_bytes()
+    if recorded is None or sha256(found).hexdigest() == recorded:
+        return
+    if not found.endswith(b"\n") or LAST_KEY not in found:
+        raise ValueError(f"{path / 'recipe.yaml'} is cut off: it is not the recipe that the run was started with.")
+    logger.warning("%s was changed after the run was started", path / "recipe.yaml")
+
+
+def _environment(recipe: Recipe, text: str, data_dir: str | Path | None) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "seed": recipe.seed,
+        "recipe_sha256": sha256(text.encode()).hexdigest(),
         "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().absolute()),
     }
 

@@ -9,7 +9,6 @@ model/                or, with `full`, the whole model instead, likewise
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,10 @@ from lorachord.fusion.merged import check_plain
 from lorachord.heads import heads_of
 from lorachord.messages import suggest
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
+from lorachord.runs.folder import check_names
 from lorachord.runs.fusion_report import ADAPT_ON, How, compare, task_batches
 from lorachord.training.fusion_batches import input_batches
+from lorachord.whole import write_json
 
 logger = logging.getLogger("lorachord")
 
@@ -71,6 +72,7 @@ def fuse_adapters(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
     given = find(adapters, recipe)
+    check_names([each.task for each in given], "the adapters")
     check_number(tuple(each.task for each in given))
     undescribed = [each.task for each in given if each.described is None]
     if method.needs != "nothing" and undescribed:
@@ -103,7 +105,7 @@ def fuse_adapters(
     if tasks.data is not None:
         found["scores"] = compare(saved, tasks, how, out)
     _save(saved, tokenizer, out, how)
-    (out / "fusion.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "fusion.json", found)
     _plot(merged, out)
     return found
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorachord.runs.folder import RunFolder
+from lorachord.whole import json_line, write_text
 
 logger = logging.getLogger("lorachord")
 
@@ -26,7 +26,7 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin with what the checkpoint remembers, so that a resumed run's log has no step twice."""
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+            write_text(self.path, "".join(map(json_line, state.log_history)))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Append the newest entry."""
@@ -34,7 +34,7 @@ class RunLog(TrainerCallback):
             return
         entry = state.log_history[-1]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json_line(entry))
         shown = {key: entry[key] for key in ("loss", "eval_mean", "eval_worst") if key in entry}
         if shown and args.disable_tqdm:
             values = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())

@@ -158,6 +158,7 @@ class TrainingPart:
         patience: stop after so many evaluations without a better mean. Default: never; needs `eval_every`.
         save_every: steps between checkpoints, from which --resume goes on. Default 200; with `eval_every`, every
             evaluation has one, since only what was saved can be kept as the best.
+        max_bad_steps: steps with a loss or a gradient that is not finite to skip before the run ends. Default 10.
         report_to: integrations of transformers, such as tensorboard. Default none.
     """
 
@@ -176,6 +177,7 @@ class TrainingPart:
     eval_every: Positive | None = None
     patience: Positive | None = None
     save_every: Positive = 200
+    max_bad_steps: Annotated[int, Field(ge=0)] = 10
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -53,7 +53,17 @@ def read_records(folder: Path, tasks: Sequence[Task]) -> dict[str, list[Record]]
         path = folder / f"{task.name}.jsonl"
         if not path.is_file():
             raise ValueError(f"There are no saved predictions {path}; predict anew with --again.")
-        found[task.name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found[task.name] = _records(path)
+    return found
+
+
+def _records(path: Path) -> list[Record]:
+    try:
+        found: list[Record] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); predict anew with --again.") from None
+    if not found or not all(isinstance(row, dict) and row.keys() >= {"idx", "label", "prediction"} for row in found):
+        raise ValueError(f"{path} is damaged or cut off: a record lacks its prediction; predict anew with --again.")
     return found
 
 

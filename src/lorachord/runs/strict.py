@@ -1,14 +1,13 @@
 """Strict YAML: into typed dataclasses, or an error that names the path, what was found and what was expected.
 
-The checking is pydantic's; this file adds what YAML lets through (repeated keys, `1e-3` as a string) and near names.
+The checking is pydantic's; `yaml_loader.py` bounds what YAML lets through, and this file adds near names.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -16,31 +15,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lorachord.messages import suggest
+from lorachord.runs.yaml_loader import Dumper, Loader
 
 Built = TypeVar("Built")
 Path = tuple[int | str, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only; a repeated key is an error, and 1e-3 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if repeated:
-            line = node.start_mark.line + 1
-            raise ValueError(f"repeated key {', '.join(repeated)} in the mapping at line {line}: keep one.")
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a text that the loader would take for a number in quotes."""
-
-
-for kind in (_Loader, _Dumper):
-    kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
 
 
 def load_yaml(text: str, where: str) -> Any:
@@ -53,14 +31,14 @@ def load_yaml(text: str, where: str) -> Any:
         ValueError: no YAML, or a key twice in one mapping.
     """
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
 def dump_yaml(tree: Any) -> str:
     """YAML that `load_yaml` reads back as it was, in the order of the keys."""
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
@@ -100,7 +78,7 @@ def build(kind: type[Built], tree: Any, where: str) -> Built:
     """
     try:
         text = json.dumps(tree)
-    except TypeError as error:
+    except (TypeError, RecursionError, ValueError) as error:
         raise ValueError(f"{where}: {error}; write dates and the like in quotes.") from None
     try:
         return TypeAdapter(kind).validate_json(text)

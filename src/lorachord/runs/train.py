@@ -14,7 +14,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from lorachord.balance.make import make_balance
 from lorachord.hub import absolute
@@ -26,14 +25,18 @@ from lorachord.runs.log import RunLog
 from lorachord.runs.model import load_plain, new_adapter
 from lorachord.runs.progress import Progress
 from lorachord.runs.recipe import Recipe
+from lorachord.runs.run_lock import locked
 from lorachord.runs.scores import report, save_scored
 from lorachord.runs.starting import saved_adapter, start_of
+from lorachord.runs.stopping import StopRequests
 from lorachord.runs.tasksets import TaskSet, load_data
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
+from lorachord.training.checkpoint_folders import last_checkpoint
 from lorachord.training.model_kind import ModelKind
 from lorachord.training.trainer import MultiTaskTrainer
 from lorachord.tuner import Calibration
+from lorachord.whole import new_folder, read_json
 
 logger = logging.getLogger("lorachord")
 REPORTED = ("val", "dev")
@@ -58,11 +61,29 @@ def train(
         force: replace the run in `out`, if any; then nothing is resumed.
 
     Raises:
-        ValueError: as `checks.check`, `tasksets.load_data` and `RunFolder.start`.
+        ValueError: as `checks.check`, `tasksets.load_data` and `RunFolder.start`; another process trains into `out`; a
+            file cannot be read or written.
+        FloatingPointError: more than `training.max_bad_steps` steps had losses or gradients that are not finite.
+        Stopped: the process was asked to stop; a checkpoint is saved.
     """
+    out = Path(out)
+    try:
+        if not ranks().is_main_process:
+            return _train(recipe, out, data_dir, resume, force)
+        with locked(out):
+            return _train(recipe, out, data_dir, resume, force)
+    except OSError as error:
+        last = last_checkpoint(out / "checkpoints")
+        kept = f" The last whole checkpoint is {last}: go on with --resume when that is mended." if last else ""
+        raise ValueError(f"{error}.{kept}") from error
+
+
+def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool, force: bool) -> RunFolder:
     tasks = recipe.tasks.chosen()
     found = RunFolder.check(out, recipe, resume=resume, force=force)
     if found is not None and found.finished:
+        read_json(found.path / "metrics.json", REPORTED)
+        shutil.rmtree(found.path / "checkpoints", ignore_errors=True)
         return found
     if recipe.start_from is not None and Path(recipe.start_from).is_relative_to(absolute(str(out))):
         raise ValueError(f"start_from: {out} is this run's own folder. Name another by --out, or --resume that run.")
@@ -150,15 +171,20 @@ def _train_jointly(
         calibration.save(folder.path / CALIBRATION)
     checkpoints = folder.path / "checkpoints"
     trainer = _trainer(folder, data, model, kind)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     if last is not None:
         logger.info("going on from %s", last)
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=last)
+    stopping = StopRequests(folder.path)
+    trainer.add_callback(stopping)
+    with stopping.watching():
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     seconds = time.monotonic() - began
 
+    trainer.check_weights(model)
     if trainer.is_world_process_zero():
-        model.save_pretrained(str(folder.path / "adapter"))
+        with new_folder(folder.path / "adapter") as written:
+            model.save_pretrained(str(written))
     metrics: dict[str, Any] = {}
     for split in REPORTED:
         rows = data.split(split, evaluation.max_rows, recipe.tasks.seed)
@@ -177,7 +203,7 @@ def _train_jointly(
     }
     if trainer.is_world_process_zero():
         folder.write_json("metrics.json", metrics)
-        # What the best checkpoint was, and what to resume from, is of no use to a finished run.
+        # Of no use to a finished run.
         shutil.rmtree(checkpoints, ignore_errors=True)
     ranks().wait_for_everyone()
     return folder
@@ -209,6 +235,7 @@ def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind
         max_new_tokens=evaluation.max_new_tokens,
         surgeon=surgeon,
         balance=balance,
+        max_bad_steps=recipe.training.max_bad_steps,
         watch=Watch(folder.path / "surgery", names, every=every, write=first),
         callbacks=[RunLog(folder)],
     )

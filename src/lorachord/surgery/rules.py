@@ -88,8 +88,8 @@ class OrthoLora(Rule):
 
     def __post_init__(self) -> None:
         for field, value, known in (("order", self.order, ORDERS), ("reduction", self.reduction, REDUCTIONS)):
-            if value not in known:
-                raise ValueError(f"{self.name}: there is no {field} {value!r}. {suggest(value, known)}")
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{self.name}: there is no {field} {value!r}. {suggest(str(value), known)}")
 
     def weights(
         self, gramians_NTT: Tensor, step: int, present: Tasks | None = None, among_NTT: Tensor | None = None

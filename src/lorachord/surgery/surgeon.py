@@ -64,8 +64,8 @@ def check_surgery(rule: str | Rule, *, granularity: str = "factor", collect: str
         ValueError: an unknown rule, option, granularity or way to collect; the nearest is named.
     """
     for field, value, known in (("granularity", granularity, GRANULARITIES), ("way to collect", collect, COLLECTORS)):
-        if value not in known:
-            raise ValueError(f"There is no {field} {value!r}. {suggest(value, known)}")
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"There is no {field} {value!r}. {suggest(str(value), known)}")
     made = rule if isinstance(rule, Rule) else make_rule(rule, **options)
     if made.needs_halves and collect != "one_pass":
         raise ValueError(f"{made.name} looks at two halves of each task's samples, which only one_pass tells apart.")
@@ -207,6 +207,14 @@ class Surgeon:
         """The Gramians of the groups: the sums of their blocks'."""
         groups = torch.tensor(self._groups(keys), device=gramians.device)
         return gramians.new_zeros(int(groups.max()) + 1, *gramians.shape[1:]).index_add_(0, groups, gramians)
+
+    def overflowing(self) -> list[tuple[str, int]]:
+        """Layers and tasks whose gradients are not finite, or too large for a float32 Gramian."""
+        return self.gradients.overflowing(2 if self.rule.needs_halves else 1)
+
+    def forget(self) -> None:
+        """Drop the gradients of a step that is not taken."""
+        self.gradients.collect()
 
     def close(self) -> None:
         """Back to ordinary gradients."""

@@ -98,6 +98,26 @@ class TaskGradients(ABC):
         """
 
     @abstractmethod
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        """What has been collected since the last time: a layer's name, and gradients with the tasks on the first axis.
+
+        With halves of tasks there are two rows a task.
+        """
+
+    @torch.no_grad()
+    def overflowing(self, rows: int = 1) -> list[tuple[str, int]]:
+        """Layers and tasks whose gradients so far are not finite, or have no finite norm in float32.
+
+        Args:
+            rows: of `held`, for each task. Default 1.
+        """
+        held = list(self.held())
+        if not held:
+            return []
+        norms_NT = torch.stack([gradients.flatten(1).float().norm(dim=1) for _, gradients in held])
+        return [(held[block][0], row // rows) for block, row in (~norms_NT.isfinite()).nonzero().tolist()]
+
+    @abstractmethod
     def close(self) -> None:
         """Leave the model as it was."""
 
@@ -148,6 +168,14 @@ class OnePass(TaskGradients):
         yield up_TOS
         if probes.core_TC is not None:
             yield _emptied(probes.core_TC)
+
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        for layer, adapter in self.adapters.items():
+            probes = adapter.probes
+            assert probes is not None, "the probes were detached"
+            for probe in (probes.inner_TXD, probes.up_TOS, probes.core_TC):
+                if probe is not None and probe.grad is not None:
+                    yield layer, probe.grad
 
     def close(self) -> None:
         if self._counting is not None:
@@ -200,6 +228,10 @@ class MicroBatches(TaskGradients):
         self._count_as_trained(True)
         found, self.sums = self.sums, self._zeros()
         return found
+
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        for (layer, _), gradients in self.sums.items():
+            yield layer, gradients
 
     def close(self) -> None:
         self.sums = {}

@@ -37,6 +37,7 @@ from torch import Tensor
 from lorachord.surgery.rules import Rule
 from lorachord.surgery.significant import Significant
 from lorachord.surgery.surgeon import Operation
+from lorachord.whole import new_file
 
 BLOCKS = "blocks.npz"
 Array = npt.NDArray[Any]
@@ -168,10 +169,8 @@ def _step(path: Path) -> int:
 
 
 def _save(path: Path, arrays: dict[str, Array]) -> None:
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("wb") as file:
+    with new_file(path) as scratch, scratch.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    scratch.replace(path)
 
 
 def _array(values: Tensor, dtype: Any) -> Array:

@@ -5,7 +5,6 @@ Records are plain data: saved as they are, they can be scored again without the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lorachord.data.metrics import score
 from lorachord.data.task import Task
 from lorachord.training.model_kind import Example, ModelKind, Record
 from lorachord.training.prompt_embeddings import with_embeddings
+from lorachord.whole import json_line, write_text
 
 
 def predict(
@@ -80,4 +80,4 @@ def save_records(folder: Path, records: Mapping[str, Sequence[Record]]) -> None:
     for name, rows in records.items():
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(path, "".join(map(json_line, rows)))

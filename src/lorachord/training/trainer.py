@@ -18,20 +18,23 @@ from lorachord.data.task import Task, check_tasks
 from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_sets
 from lorachord.surgery.surgeon import Operation, Surgeon
 from lorachord.surgery.watch import Watch
+from lorachord.training.bad_numbers import MAX_BAD_STEPS, BadNumbersMixin
 from lorachord.training.balanced import BalancedMixin
+from lorachord.training.checkpoint_folders import CheckpointMixin
 from lorachord.training.decay import undecayed
 from lorachord.training.kinds import kind_of
+from lorachord.training.logged_parts import LoggedMixin
 from lorachord.training.mixture_loader import MixtureLoader, default_mixture
 from lorachord.training.model_checks import check_model
 from lorachord.training.model_kind import Record
 from lorachord.training.prompt_embeddings import with_intuition
 from lorachord.training.scoring import predict, score_records, summarise
 from lorachord.training.sharded import ShardedMixin
-from lorachord.training.units import learn_in_units, moments_of, say_zero
+from lorachord.training.units import learn_in_units, moments_of
 from lorachord.tuner import penalties
 
 
-class MultiTaskMixin(BalancedMixin, ShardedMixin):
+class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixin, ShardedMixin):
     """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
 
     The loss of a step is the mean over the tasks that occur in its batch of `weight * mean loss of the task`, plus the
@@ -55,6 +58,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
         balance: weighs the losses of the tasks, beside `task_weights`; see `balance/make.py`. Default: equally.
         watch: writes down what surgery sees and does. Default: none.
+        max_bad_steps: steps with a loss or gradient that is not finite to skip before a FloatingPointError. Default 10.
         **keywords: the Trainer's own.
 
     Raises:
@@ -81,6 +85,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         surgeon: Surgeon | None = None,
         balance: Balance | None = None,
         watch: Watch | None = None,
+        max_bad_steps: int = MAX_BAD_STEPS,
         **keywords: Any,
     ) -> None:
         check_tasks(tasks)
@@ -105,11 +110,12 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         self.variances: dict[int, float | Tensor] = {
             index: moments[task.name][1] or 1.0 for index, task in enumerate(self.tasks) if task.name in moments
         }
-        self._logged = False
         if self.kind.name == "encoder" and not isinstance(self.balance, PopArt):
             learn_in_units(model, moments)
-        # Each step's losses by name, until they are logged; tensors, so that no step waits for the device.
-        self._parts: dict[str, list[Tensor]] = {}
+        self.start_log()
+        self.start_watching(max_bad_steps)
+        # It hides what is not finite; see `bad_numbers.py`.
+        args.logging_nan_inf_filter = False
         super().__init__(  # type: ignore[call-arg]
             model=model,
             args=args,
@@ -119,6 +125,7 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
             **keywords,
         )
         self.start_balance()
+        self.start_checkpoints()
         # Once, so that no step has to, and on the device that the Trainer has moved the model to.
         size, seed = args.per_device_eval_batch_size, args.seed
         self.train_data, self.eval_data = with_intuition(
@@ -143,6 +150,10 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
             self.before_forward(inputs)
         losses, outputs = self.task_losses(model, inputs)
         added = penalties(model)
+        if model.training and not self.finite_losses(losses, added):
+            # For its graph alone: no weight learns from it.
+            total = torch.stack(list(losses.values())).sum()
+            return (total, outputs) if return_outputs else total
         if model.training:
             parts = {f"loss_{self.tasks[index].name}": loss for index, loss in sorted(losses.items())}
             for name, part in (parts | {f"penalty_{name}": term for name, term in added.items()}).items():
@@ -157,9 +168,12 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
         """Forward and backward; at the end of an accumulation window, the operation on what they have left."""
         loss: Tensor = super().training_step(model, *args, **keywords)  # type: ignore[misc]
         trainer: Any = self
+        loss = torch.zeros_like(loss) if self._bad else loss
         if trainer.accelerator.sync_gradients:
             self.average_the_rest(model)
-            if self.surgeon is not None:
+            if not self.finite_gradients(model):
+                self.skip_step(model)
+            elif self.surgeon is not None:
                 scaler = trainer.accelerator.scaler
                 scale = 1.0 if scaler is None else scaler.get_scale()
                 self.operation = self.surgeon.operate(trainer.state.global_step, scale=scale)
@@ -219,28 +233,6 @@ class MultiTaskMixin(BalancedMixin, ShardedMixin):
             )
             for index, (task, rows) in enumerate(zip(self.tasks, sets, strict=True))
         }
-
-    def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
-        """With the parts of the loss, the weights of a balance, and the last operation of a surgeon.
-
-        `loss_<task>` and `penalty_<kind>` (balance, z, contrastive, subspace) are means since the last time.
-        `weight_<task>` is the last factor of the task's loss. `surgery_conflicts` is the share of pairs of tasks with a
-        negative cosine, over all factors; `surgery_moved` the distance of the gradient from the plain sum, relative to
-        it.
-        """
-        if "loss" in logs:
-            logs.update({name: float(torch.stack(parts).mean()) for name, parts in sorted(self._parts.items())})
-            self._parts.clear()
-            if not self._logged:
-                say_zero([task.name for task in self.tasks], logs)
-            self._logged = True
-            if not isinstance(self.balance, Equal):
-                for task, weight, scale in zip(self.tasks, self.balance.weights_T, self.task_weights, strict=True):
-                    logs[f"weight_{task.name}"] = float(weight) * scale
-            if self.operation is not None:
-                logs["surgery_conflicts"] = self.operation.conflicts
-                logs["surgery_moved"] = self.operation.moved
-        super().log(logs, *args, **keywords)  # type: ignore[misc]
 
 
 class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from lorachord.core.config import LayerSpec
 from lorachord.core.registry import get_method
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.messages import suggest
+from lorachord.tuner.adapter_files import check_tensors
 from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.layer import LorachordLinear
 from lorachord.tuner.passes import install, uninstall
@@ -145,16 +146,16 @@ class LorachordModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Besides the renaming: a ValueError for missing tensors and for reordered tasks, before any is loaded."""
+        """Besides the renaming: a ValueError, before any is loaded, for damaged tensors and reordered tasks."""
         assert isinstance(config, LorachordConfig)
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = {
-            f"{path}.{CONTAINER}.{adapter_name}.{key}"
+            f"{path}.{CONTAINER}.{adapter_name}.{key}": value
             for path, layer in model.named_modules()
             if isinstance(layer, LorachordLinear) and adapter_name in layer.lorachord_adapter
-            for key in layer.lorachord_adapter[adapter_name].state_dict()
+            for key, value in layer.lorachord_adapter[adapter_name].state_dict().items()
         }
-        missing = sorted(expected - renamed.keys())
+        missing = sorted(expected.keys() - renamed.keys())
         if missing:
             raise ValueError(
                 f"The saved adapter is incomplete: {len(missing)} of {len(expected)} tensors are missing, among them "
@@ -163,6 +164,7 @@ class LorachordModel(BaseTuner):
         for key, value in renamed.items():
             if key.endswith(".task_digest"):
                 config.task_names.check_digest(value)
+        check_tensors(renamed, expected)
         return renamed
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
-from safetensors import SafetensorError, safe_open
+from peft.utils import PeftType
 
 from lorachord.core.config import MethodConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.core.tasks import TaskNames
 from lorachord.messages import suggest
+from lorachord.tuner.adapter_files import check_adapter, check_fields
 from lorachord.tuner.card import write_card
 
 FORMAT_VERSION = 1
@@ -59,6 +58,7 @@ class LorachordConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[PEFT_NAME]
+        check_fields(self)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This adapter has format {self.format_version}, and this lorachord reads up to {FORMAT_VERSION}: "
@@ -115,7 +115,7 @@ class LorachordConfig(PeftConfig):
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if folder.is_dir():
-            check_weights(folder)
+            check_adapter(folder)
         config: LorachordConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         return config
 
@@ -128,16 +128,3 @@ class LorachordConfig(PeftConfig):
         """Plain data for JSON."""
         plain: dict[str, Any] = super().to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
-
-
-def check_weights(folder: Path) -> None:
-    """Raise a ValueError unless `folder` holds a whole weights file."""
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        found: Sequence[str] = sorted(entry.name for entry in folder.iterdir())
-        raise ValueError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; found {', '.join(found) or 'nothing'}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); copy or download it again.") from error

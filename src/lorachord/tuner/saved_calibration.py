@@ -5,7 +5,6 @@ A folder holds `calibration.json` (all but tensors) and `calibration.safetensors
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.targets import plan
 from lorachord.tuner.walk import adapted_layers
+from lorachord.whole import new_file, read_json, write_json
 
 PLAIN, TENSORS = "calibration.json", "calibration.safetensors"
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type")
@@ -91,9 +91,10 @@ class Calibration:
             for module, start in self.start.items()
             for name, value in start.items()
         }
-        save_file(tensors, folder / TENSORS)
+        with new_file(folder / TENSORS) as scratch:
+            save_file(tensors, scratch)
         tree = {key: value for key, value in vars(self).items() if key != "start"}
-        (folder / PLAIN).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / PLAIN, tree)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
@@ -110,7 +111,7 @@ class Calibration:
         for key, value in load_file(folder / TENSORS).items():
             module, _, name = key.rpartition(".")
             start.setdefault(module, {})[name] = value
-        tree = json.loads((folder / PLAIN).read_text(encoding="utf-8"))
+        tree = read_json(folder / PLAIN, ("tasks",))
         return cls(**{**tree, "tasks": tuple(tree["tasks"])}, start=start)
 
 
