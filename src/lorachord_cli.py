@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, or as docs/recipes.md has it."""
     parsed = build_parser().parse_args(arguments)
-    from lorachord.cli import run
-
-    return run(parsed)
+    status: int = import_module("lorachord.cli").run(parsed)
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:

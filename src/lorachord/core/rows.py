@@ -8,49 +8,15 @@ rows of two samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd, prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lorachord.core.context import Batch, Context
 from lorachord.kernels.devices import moved
 from lorachord.kernels.products import Runs
-
-if TYPE_CHECKING:
-    from lorachord.core.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Whose images a pass has.
-
-    Attributes:
-        shares: how the rows of images fall to the B samples, in order, up to a common factor; several where a pass has
-            images and videos, none where it is not known.
-        towers: names of the modules that see images alone.
-        text: names of the modules that see text alone; all others may see either.
-    """
-
-    shares: tuple[tuple[int, ...], ...]
-    towers: tuple[str, ...]
-    text: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The rows that a pass began with.
-
-    Attributes:
-        num_samples: B.
-        lengths: every L of the pass: that of its input, and that of a decoder's beside an encoder's.
-        images: None where the pass has none.
-    """
-
-    num_samples: int
-    lengths: tuple[int, ...] = ()
-    images: Images | None = None
 
 
 def laid_out(rows: Tensor, leading: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
-from lorachord.data.class_names import index, named, number, plain
+from lorachord.data.class_labels import index, named, number, plain
 from lorachord.data.task import Source, Task
 from lorachord.messages import suggest
 

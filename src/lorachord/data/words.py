@@ -21,7 +21,7 @@ UNPARTED = (
 """Code points of scripts that put no space between words: Thai, Lao, Burmese, Khmer, Kana and Chinese characters."""
 
 
-class RougeWords(Tokenizer):  # type: ignore[misc]
+class RougeWords(Tokenizer):
     """rouge-score's own words of ASCII texts, stemmed; of others, runs of letters, marks and digits in lower case."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class RougeWords(Tokenizer):  # type: ignore[misc]
         if text.isascii():
             words: list[str] = self.english.tokenize(text)
             return words
-        found = []
+        found: list[str] = []
         for word in "".join(map(_spaced, unicodedata.normalize("NFKC", text).lower())).split():
             found += self.english.tokenize(word) if re.fullmatch("[a-z0-9]+", word) else [word]
         return found

@@ -35,7 +35,7 @@ def learn_in_units(model: nn.Module, moments: Mapping[str, tuple[float, float]])
     for task, (mean, variance) in moments.items():
         own = heads.of(task)
         name, last = [(name, module) for name, module in own.named_modules() if isinstance(module, nn.Linear)][-1]
-        if last.bias is None:
+        if getattr(last, "bias", None) is None:
             logger.warning("the head of %s has no bias for the mean of its answers, %g: centre them at 0", task, mean)
             continue
         if isinstance(last, PopArtLinear):

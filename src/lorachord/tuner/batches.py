@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorachord.core.rows import Batch, Images
+from lorachord.core.context import Batch, Images
 
 # What a model is given, and the names of the token that stands for it in its config.
 MODALITIES = {

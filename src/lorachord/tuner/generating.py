@@ -8,13 +8,14 @@ the contexts of the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lorachord.tuner.passes import Passes
+from lorachord.tuner.state import Contexts, SharedState
+
+WithBatch = Callable[[nn.Module, Mapping[str, Any], Contexts], Contexts]
 
 
 class Generate:
@@ -22,13 +23,15 @@ class Generate:
 
     Args:
         model: the model that was injected into.
-        passes: its hooks.
+        state: what its layers share.
+        with_batch: makes the contexts of a pass over given inputs from those that are named.
     """
 
-    def __init__(self, model: nn.Module, passes: Passes) -> None:
+    def __init__(self, model: nn.Module, state: SharedState, with_batch: WithBatch) -> None:
         self.generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
         self.model = model
-        self.passes = passes
+        self.state = state
+        self.with_batch = with_batch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `generate`.
@@ -36,11 +39,11 @@ class Generate:
         Raises:
             ValueError: tasks were named for another number of samples than there are prompts.
         """
-        state = self.passes.state
+        state = self.state
         generating, contexts = state.generating, state.contexts
         inputs = dict(zip(("input_ids",), args, strict=False)) | kwargs
         inputs.setdefault("input_ids", inputs.get("inputs"))
-        state.contexts = self.passes.with_batch(self.model, inputs, state.named)
+        state.contexts = self.with_batch(self.model, inputs, state.named)
         state.generating = True
         try:
             return self.generate(*args, **kwargs)

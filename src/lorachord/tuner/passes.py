@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from lorachord.core.adapter import Adapter
-from lorachord.core.context import NO_CONTEXT, Context, PenaltyFrom
-from lorachord.core.rows import Batch
+from lorachord.core.context import NO_CONTEXT, Batch, Context, PenaltyFrom
 from lorachord.tuner.batches import batch_of, first_input
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
@@ -177,7 +176,7 @@ def install(model: nn.Module, state: SharedState, name: str, config: LorachordCo
         model.register_forward_pre_hook(passes.before_forward, with_kwargs=True)
         model.register_forward_hook(passes.after_forward, always_call=True)
         if isinstance(model, GenerationMixin):
-            vars(model)["generate"] = Generate(model, passes)
+            vars(model)["generate"] = Generate(model, state, passes.with_batch)
     passes.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 
 
