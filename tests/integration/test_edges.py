@@ -32,13 +32,13 @@ def example(first: str = "red", label: Any = "up", task: int = 0, **more: Any) -
 
 def tokenizer(single: str = "$A", pair: str = "$A $B") -> Any:
     made = tiny_data.tokenizer()
-    special = [("[EOS]", 2), ("[UNK]", 1)]
+    special = [("[EOS]", 2), ("one", 11)]
     made.backend_tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
     return made
 
 
 def test_a_text_has_the_same_tokens_in_any_company() -> None:
-    kind = EncoderBatches(tokenizer("[UNK] $A [EOS]", "[UNK] $A [EOS] $B [EOS]"), (SINGLE, PAIR))
+    kind = EncoderBatches(tokenizer("one $A [EOS]", "one $A [EOS] $B [EOS]"), (SINGLE, PAIR))
     one, two = example("red up", 0), example("red up", 1, 1, second="big")
     together = kind.collate([one, two])
     for row, alone in enumerate((kind.collate([one]), kind.collate([two]))):
@@ -74,7 +74,7 @@ def test_a_task_may_have_any_name(name: str) -> None:
 
 @pytest.mark.parametrize("length", [8, 16])
 def test_a_row_holds_max_length_tokens_with_start_prompt_and_end(length: int) -> None:
-    kind = DecoderBatches(tokenizer("[UNK] $A [EOS]"), (ECHO,), max_length=length)
+    kind = DecoderBatches(tokenizer("one $A [EOS]"), (ECHO,), max_length=length)
     for text, answer in (
         ("red " * 40, "up"),
         ("red", "up " * 40),
@@ -85,7 +85,7 @@ def test_a_row_holds_max_length_tokens_with_start_prompt_and_end(length: int) ->
         batch = kind.collate([example(text, answer)])
         ids, labels = batch["input_ids"][0], batch["labels"][0]
         assert len(ids) <= length
-        assert ids[0] == 1
+        assert ids[0] == 11
         assert labels[-1] == 2
         # No end between the prompt and the answer.
         assert ids.eq(2).sum() == 1
@@ -93,7 +93,7 @@ def test_a_row_holds_max_length_tokens_with_start_prompt_and_end(length: int) ->
         assert labels.eq(-100).sum() >= 1 + words
         prompt = kind.prompt(example(text, answer))
         assert len(prompt) <= length
-        assert prompt[0] == 1
+        assert prompt[0] == 11
         assert 2 not in prompt
 
 
@@ -105,7 +105,7 @@ def test_an_empty_prompt_has_a_token_to_begin_with() -> None:
 
 def test_room_that_is_too_small_is_named() -> None:
     with pytest.raises(ValueError, match="max_length is 4, and a row needs 5 tokens at least"):
-        DecoderBatches(tokenizer("[UNK] $A"), (ECHO,), max_length=4).collate([example()])
+        DecoderBatches(tokenizer("one $A"), (ECHO,), max_length=4).collate([example()])
     long = Task("long", kind="classification", text="sentence1", labels=("no", "yes " * 20))
     with pytest.raises(ValueError, match=r"Task 'long': the answer .* has 21 tokens.*max_length 16"):
         DecoderBatches(tokenizer(), (long,), max_length=16).check(tiny("llama"))
@@ -149,11 +149,11 @@ def test_positions_that_no_token_has_are_not_counted() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=1, n_positions=20))
     assert longest_row(gpt2) == 20
     # The answer has positions too.
-    kind = DecoderBatches(tokenizer(), (ECHO,), max_length=20)
-    records = list(kind.predict(gpt2, [example("red " * 40)], max_new_tokens=8))
+    kind, model = DecoderBatches(tokenizer(), (ECHO,), max_length=20), lc.attach(gpt2, "lora", r=2)
+    records = list(kind.predict(model, [example("red " * 40)], max_new_tokens=8))
     assert len(records) == 1
     with pytest.raises(ValueError, match="no room for a prompt beside an answer of max_new_tokens=20"):
-        list(kind.predict(gpt2, [example()], max_new_tokens=20))
+        list(kind.predict(model, [example()], max_new_tokens=20))
 
 
 def test_a_special_token_without_an_embedding_is_named() -> None:

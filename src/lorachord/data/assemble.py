@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value  # type: ignore[import-untyped]
 from datasets import List as ListOf
 
@@ -62,7 +63,8 @@ def to_dataset(task: Task, examples: list[Example]) -> Dataset:
         if min(numbers) < 0 or max(numbers) >= 2**64:
             raise ValueError(f"Task {task.name!r}: its idx is {max(numbers)}, which 64 bits do not hold; rename idx.")
         features["idx"] = Value("uint64")
-    columns = {name: [example[name] for example in examples] for name in features}
+    columns: dict[str, Any] = {name: [example[name] for example in examples] for name in features}
+    columns["idx"] = np.array(numbers, np.uint64 if features["idx"].dtype == "uint64" else np.int64)
     return Dataset.from_dict(columns, info=DatasetInfo(description=EXAMPLES, features=features))
 
 

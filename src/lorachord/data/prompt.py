@@ -55,7 +55,8 @@ def written(number: float) -> str:
         return exact
     with np.errstate(over="ignore"):
         narrow = np.float32(number)
-    if narrow == number:
+    # As Python's floats: beside one of numpy's, a float is narrowed.
+    if float(narrow) == number:
         return np.format_float_positional(narrow, trim="0")
     whole = len(str(abs(int(number)))) if abs(number) >= 1 else 0
     if whole:

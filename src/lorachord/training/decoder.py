@@ -163,7 +163,7 @@ class DecoderBatches(ModelKind):
         """One row for each answer of each example, with its end also where one of them begins another."""
         rows = []
         for example, own in zip(examples, answers, strict=True):
-            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.needends_of(own)
+            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.need_ends(own)
             rows += [self.rows.row(prompt, answer, end=ends, beside=own) for answer in own]
         return self.rows.pad(rows)
 
