@@ -6,16 +6,19 @@ Shapes: B samples, D features, C outputs of the widest head.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.tasks import TaskNames
 from lorachord.tuner.state import HEADS, SharedState
 
+logger = logging.getLogger(__name__)
 HEAD_NAMES = ("classifier", "score")
 
 
@@ -98,8 +101,10 @@ def add_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> nn.Module:
         num_outputs: outputs of each task's head: its number of classes, or 1 for a regression.
 
     Raises:
-        ValueError: `model` has no head, or a width is below 1.
+        ValueError: `model` has no head, or an adapter already; or a width is below 1.
     """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError("The model has an adapter already: call lc.add_heads on the base, before lc.attach.")
     for task, width in num_outputs.items():
         if width < 1:
             raise ValueError(f"The head of task {task!r} must have at least one output, not {width}.")
@@ -134,6 +139,8 @@ def check_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> None:
                 f"The model has one head, with {width} output(s), and the tasks need other widths: {needed}. Give each "
                 f"task a head of its own: {call}."
             )
+        if len(wanted) > 1:
+            logger.warning("All tasks share one head. To give each its own: %s.", call)
     elif list(found[1].num_outputs.items()) != list(wanted.items()):
         raise ValueError(
             f"The model has heads for {found[1].num_outputs}, and the tasks, in their order, need {wanted}: {call}."

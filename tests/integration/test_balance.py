@@ -184,8 +184,8 @@ def test_popart_learns_numbers_of_any_size_and_saves_a_plain_head(tmp_path: Path
                 assert one["prediction"] == pytest.approx(other["prediction"], rel=1e-3, abs=1e-3 * scale)
     assert found["popart", 1.0] < 0.1
     assert found["popart", 1000.0] < 0.1
-    # Which a head in the answers' own units is too far from to learn in as many steps.
-    assert found[None, 1000.0] > 0.5
+    # So does a plain head, which learns in the unit of its answers.
+    assert found[None, 1000.0] < 0.1
 
 
 # In recipes

@@ -107,7 +107,8 @@ class Task:
             object.__setattr__(self, "text", (self.text,))
         if not isinstance(self.text, tuple) or len(self.text) not in counts:
             wanted = " or ".join(str(count) for count in counts)
-            raise self._error(f"text is a tuple of {wanted} column name(s) for {self.kind}; got {self.text!r}.")
+            hint = " For two texts and a class, take the kind pair." if self.kind == "classification" else ""
+            raise self._error(f"text is a tuple of {wanted} column name(s) for {self.kind}; got {self.text!r}.{hint}")
         self._check_classes()
         # The defaults that depend on other fields, filled in once so that no reader has to know them.
         object.__setattr__(self, "answers", self.answers or self.labels)

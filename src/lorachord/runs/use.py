@@ -79,13 +79,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """The scores of a run on one split, as in `metrics.json`.
 
-    Predictions that the run has saved are scored as they are, without the model; others are made, and saved. For these
-    a folder of data needs no file but that of the split.
+    Predictions that the run has saved are scored as they are, without the model; others are made, and saved. Data that
+    are named here need no file but that of the split; their rows are predicted anew, and nothing is saved.
 
     Args:
         split: train, val, dev or test. Default dev.
         names: of the tasks to score. Default: all.
-        data_dir: where the data lie now. Default: where they lay when the run was made.
+        data_dir: other data to score, a folder with a folder for each task. Default: those that the run was made with.
         again: predict in any case.
 
     Raises:
@@ -96,10 +96,13 @@ def evaluate(
     if folder.recipe.mode == "single":
         parts = [evaluate(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
         return report({name: scored for part in parts for name, scored in part["tasks"].items()})
+    if data_dir is not None:
+        made = _predicted(folder, tasks, split, data_dir)
+        return report({task.name: score_task(task, made[task.name]) for task in tasks})
     saved = folder.path / "predictions" / split
     lacking = [task for task in tasks if again or not (saved / f"{task.name}.jsonl").is_file()]
     if lacking:
-        save_records(saved, _predicted(folder, lacking, split, data_dir or folder.data_dir))
+        save_records(saved, _predicted(folder, lacking, split, folder.data_dir))
     records = read_records(saved, tasks)
     return report({task.name: score_task(task, records[task.name]) for task in tasks})
 
@@ -173,8 +176,12 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
     model, kind, tasks = load_run(run)
-    if task is None and len(tasks) == 1:
-        [task] = _per_task(model, tasks)
+    if task is None:
+        task, *others = _per_task(model, tasks)
+        if others:
+            raise ValueError(
+                f"There is a model for each task; say which by --task: {', '.join(t.name for t in tasks)}."
+            )
     merged: Any = merge(model, task=task, untie=True, inplace=True)
     folder = open_run(run)
     served = choose_tasks(folder, None if task is None else [task])

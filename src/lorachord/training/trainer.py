@@ -235,5 +235,5 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
         }
 
 
-class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]
-    """transformers' Trainer with the multi-task parts."""
+class MultiTaskTrainer(MultiTaskMixin, Trainer):  # type: ignore[misc]  # noqa: D101
+    __doc__ = f"transformers' Trainer with the multi-task parts.\n{str(MultiTaskMixin.__doc__).partition(chr(10))[2]}"

@@ -66,8 +66,8 @@ def check_fields(config: Any) -> None:
     for name in lists:
         value = getattr(config, name)
         item = int if name == "layers_to_transform" else str
-        if name == "tasks" and isinstance(value, str):
-            # It has its own words.
+        if name == "tasks" and isinstance(value, (str, list, tuple)):
+            # A string, and what is in a list, have their own words.
             continue
         several = value if isinstance(value, (list, tuple, set)) else [] if value is None else [value]
         if any(not isinstance(one, item) or isinstance(one, bool) for one in several):
