@@ -40,7 +40,10 @@ def by_unit(x: Tensor, ctx: Context, where: str, *, by_task: bool, by_prompt: bo
     num_rows, named = x.numel() // max(x.shape[-1], 1), ctx.num_samples or 1
     batch = _batch(ctx, named > 1 and by_task, by_prompt)
     if batch is None:
-        num_units = len(x) if x.dim() > 2 else 1
+        # A sample is a sequence still, for a loss that compares the tokens of one.
+        known = ctx.batch or Batch(named)
+        even = _even(x, num_rows, known) if known.num_samples > 1 else None
+        num_units = known.num_samples if even is not None else len(x) if x.dim() > 2 else 1
         return (num_units, num_rows // max(num_units, 1)), ctx
     if ctx.tokens is not None:
         if by_prompt or not (x.shape[:-1] == ctx.tokens or (_flat(x) and num_rows == ctx.tokens[0] * ctx.tokens[1])):

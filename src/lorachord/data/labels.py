@@ -70,7 +70,7 @@ def _advice(label: object) -> str:
     if isinstance(label, (str, int, float)):
         return (
             f"the label {label!r} may be the name of a class or its index. If it is an index, write the names of the "
-            "classes in the order of their indices from 0: labels=('...', '...'). If it is a name, make it a text that "
-            "is no number, such as 'grade 1'."
+            "classes in the order of their indices from 0: labels=('...', '...'), in a recipe labels: [...] or "
+            "a file with a name a line. If it is a name, make it a text that is no number, such as 'grade 1'."
         )
     return f"the label must be a text; it is {label!r}."
