@@ -140,7 +140,7 @@ def check_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> None:
                 f"task a head of its own: {call}."
             )
         if len(wanted) > 1:
-            logger.warning("All tasks share one head. To give each its own: %s.", call)
+            logger.info("All tasks share one head. To give each its own: %s.", call)
     elif list(found[1].num_outputs.items()) != list(wanted.items()):
         raise ValueError(
             f"The model has heads for {found[1].num_outputs}, and the tasks, in their order, need {wanted}: {call}."
