@@ -15,7 +15,8 @@ from lorachord.data.mixture import TaskMixture
 from lorachord.data.sources import from_rows
 from lorachord.runs.checks import check
 from lorachord.runs.recipe import recipe_from
-from lorachord.runs.train import single_recipes, train
+from lorachord.runs.single_recipes import single_recipes
+from lorachord.runs.train import train
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch, read
 from lorachord.training.trainer import MultiTaskTrainer

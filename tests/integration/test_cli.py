@@ -186,7 +186,7 @@ def test_heads_per_task_are_merged_for_a_task_that_is_named(
     per_task: Path, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "merged"
-    assert "so say which task: colour, number" in refused(capsys, "merge", per_task, "--out", out)
+    assert "so say which by --task NAME: colour, number" in refused(capsys, "merge", per_task, "--out", out)
     assert "Did you mean 'colour'" in refused(capsys, "merge", per_task, "--out", out, "--task", "color")
     assert not out.exists()
     assert main(["merge", str(per_task), "--out", str(out), "--task", "colour"]) == 0
@@ -203,7 +203,7 @@ def test_a_per_task_method_is_exported_and_merged_by_task(
     assert main(["export", str(made), "--out", str(tmp_path / "loras")]) == 0
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == ["colour", "size"]
     message = refused(capsys, "merge", made, "--out", tmp_path / "merged")
-    assert "mtl_lora has one weight per task, so say which" in message
+    assert "so say which by --task NAME: colour, size" in message
     assert not (tmp_path / "merged").exists()
     assert main(["merge", str(made), "--out", str(tmp_path / "merged"), "--task", "colour"]) == 0
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import lorachord as lc
-from lorachord.surgery.surgeon import Operation, Surgeon
+from lorachord.surgery.operation import Operation
+from lorachord.surgery.surgeon import Surgeon
 from tests.tiny_models import perturb, tiny, token_ids
 
 TASKS = ["a", "b"]

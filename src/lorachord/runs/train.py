@@ -6,8 +6,6 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from lorachord.runs.progress import Progress
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.run_lock import locked
 from lorachord.runs.scores import report, save_scored
+from lorachord.runs.single_recipes import single_recipes
 from lorachord.runs.starting import saved_adapter, start_of
 from lorachord.runs.stopping import StopRequests
 from lorachord.runs.tasksets import TaskSet, load_data
@@ -119,25 +118,6 @@ def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
     folder = RunFolder.start(path, recipe, **how) if first else RunFolder(Path(path), recipe)
     ranks().wait_for_everyone()
     return folder
-
-
-def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
-    """The recipe of each task alone, by its name.
-
-    Args:
-        sizes: training rows of each task.
-    """
-    rows = mixture_of(recipe, sizes).schedule.rows_per_epoch()
-    made = {}
-    for task, own in zip(recipe.tasks.chosen(), rows, strict=True):
-        training = recipe.training
-        if training.max_steps is not None:
-            training = replace(training, max_steps=max(1, round(training.max_steps * own / sum(rows))))
-        weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
-        tasks = replace(recipe.tasks, only=(task.name,), weights=weights)
-        alone = replace(recipe, mode="joint", tasks=tasks, training=training, balance=None)
-        made[task.name] = start_of(alone, task.name)
-    return made
 
 
 def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None) -> RunFolder:

@@ -23,9 +23,10 @@ and TorchJD's `mgda`, `cagrad`, `imtl_g`, `aligned_mtl`, `gradvac` (`pip install
 `operation.conflicts` first: where no pair conflicts, no rule can change anything.
 """
 
+from lorachord.surgery.operation import Operation
 from lorachord.surgery.rules import OrthoLora, Rule
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.surgeon import Operation, Surgeon, check_surgery, make_rule
+from lorachord.surgery.surgeon import Surgeon, check_surgery, make_rule
 from lorachord.surgery.watch import Watch, Watched, read
 
 __all__ = [

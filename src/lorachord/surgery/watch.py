@@ -2,7 +2,7 @@
 
 >>> import tempfile, numpy as np
 >>> from lorachord.surgery.rules import OrthoLora
->>> from lorachord.surgery.surgeon import Operation
+>>> from lorachord.surgery.operation import Operation
 >>> gramians = torch.tensor([[[1.0, -1.0], [-1.0, 4.0]]])
 >>> operation = Operation((("layer.0", "down"),), (0, 1), gramians, torch.tensor([[1.25, 2.0]]))
 >>> folder = tempfile.mkdtemp()
@@ -34,9 +34,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lorachord.surgery.operation import Operation
 from lorachord.surgery.rules import Rule
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.surgeon import Operation
 from lorachord.whole import new_file
 
 BLOCKS = "blocks.npz"

@@ -12,7 +12,7 @@ from torch import Tensor
 from lorachord.balance.base import Balance
 from lorachord.balance.by_loss import Equal
 from lorachord.data.task import Task
-from lorachord.surgery.surgeon import Operation
+from lorachord.surgery.operation import Operation
 from lorachord.training.units import say_zero
 
 

@@ -16,7 +16,8 @@ from lorachord.balance.popart import PopArt
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
 from lorachord.data.task import Task, check_tasks
 from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_sets
-from lorachord.surgery.surgeon import Operation, Surgeon
+from lorachord.surgery.operation import Operation
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.bad_numbers import MAX_BAD_STEPS, BadNumbersMixin
 from lorachord.training.balanced import BalancedMixin

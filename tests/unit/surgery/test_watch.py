@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import lorachord as lc
+from lorachord.surgery.operation import Operation
 from lorachord.surgery.rules import OrthoLora, Rule
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.surgeon import Operation, Surgeon
+from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch, read
 from tests.tiny_models import perturb, tiny, token_ids
 
