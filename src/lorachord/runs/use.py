@@ -80,7 +80,7 @@ def evaluate(
     """The scores of a run on one split, as in `metrics.json`.
 
     Predictions that the run has saved are scored as they are, without the model; others are made, and saved. Data that
-    are named here need no file but that of the split; their rows are predicted anew, and nothing is saved.
+    are named here need no file but that of the split; their rows are predicted anew.
 
     Args:
         split: train, val, dev or test. Default dev.
@@ -96,13 +96,12 @@ def evaluate(
     if folder.recipe.mode == "single":
         parts = [evaluate(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
         return report({name: scored for part in parts for name, scored in part["tasks"].items()})
-    if data_dir is not None:
-        made = _predicted(folder, tasks, split, data_dir)
-        return report({task.name: score_task(task, made[task.name]) for task in tasks})
     saved = folder.path / "predictions" / split
+    # What is saved may be of other data.
+    again = again or data_dir is not None
     lacking = [task for task in tasks if again or not (saved / f"{task.name}.jsonl").is_file()]
     if lacking:
-        save_records(saved, _predicted(folder, lacking, split, folder.data_dir))
+        save_records(saved, _predicted(folder, lacking, split, data_dir or folder.data_dir))
     records = read_records(saved, tasks)
     return report({task.name: score_task(task, records[task.name]) for task in tasks})
 
@@ -180,7 +179,7 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
         task, *others = _per_task(model, tasks)
         if others:
             raise ValueError(
-                f"There is a model for each task; say which by --task: {', '.join(t.name for t in tasks)}."
+                f"There is a model for each task, so say which by --task NAME: {', '.join(own.name for own in tasks)}."
             )
     merged: Any = merge(model, task=task, untie=True, inplace=True)
     folder = open_run(run)
