@@ -127,8 +127,11 @@ def test_saved_predictions_are_scored_again_without_the_model(copied: Path) -> N
     metrics = RunFolder.open(copied).metrics
     shutil.rmtree(copied / "adapter")
     (copied / "metrics.json").write_text("{}")
-    assert evaluate(copied, data_dir="nowhere") == metrics["dev"]
-    assert evaluate(copied, "val", data_dir="nowhere") == metrics["val"]
+    assert evaluate(copied) == metrics["dev"]
+    assert evaluate(copied, "val") == metrics["val"]
+    # Other data are not answered from what is saved.
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate(copied, data_dir="nowhere")
 
 
 def test_the_saved_adapter_predicts_what_the_trained_one_did(copied: Path) -> None:

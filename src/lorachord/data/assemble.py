@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value  # type: ignore[import-untyped]
 from datasets import List as ListOf
 
@@ -64,8 +64,8 @@ def to_dataset(task: Task, examples: list[Example]) -> Dataset:
             raise ValueError(f"Task {task.name!r}: its idx is {max(numbers)}, which 64 bits do not hold; rename idx.")
         features["idx"] = Value("uint64")
     columns: dict[str, Any] = {name: [example[name] for example in examples] for name in features}
-    columns["idx"] = np.array(numbers, np.uint64 if features["idx"].dtype == "uint64" else np.int64)
-    return Dataset.from_dict(columns, info=DatasetInfo(description=EXAMPLES, features=features))
+    # By way of Arrow, since the library of datasets takes all integers for signed ones.
+    return Dataset(pa.table(columns, features.arrow_schema), DatasetInfo(description=EXAMPLES, features=features))
 
 
 def read_split(task: Task, source: Source, split: Opened) -> tuple[list[Example], list[str]]:

@@ -62,7 +62,7 @@ def _records(path: Path) -> list[Record]:
         found: list[Record] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); predict anew with --again.") from None
-    if not found or not all(isinstance(row, dict) and row.keys() >= {"idx", "label", "prediction"} for row in found):
+    if not found or not all(isinstance(row, dict) and row.keys() >= {"label", "prediction"} for row in found):
         raise ValueError(f"{path} is damaged or cut off: a record lacks its prediction; predict anew with --again.")
     return found
 
