@@ -27,7 +27,6 @@ from lorachord.training.model_kind import (
     base_of,
     embeddings_of,
     has_class,
-    num_letters,
     to_device,
 )
 from lorachord.training.positions import ends_of, position_table
@@ -150,8 +149,9 @@ class DecoderBatches(ModelKind):
         mask_BL = batch["labels"] != IGNORED
         return Inputs(self.inputs(batch), kind, tuple(map(len, choices)), 1, mask_BL, answers)
 
-    def length(self, example: Example) -> int:
-        return num_letters(example)
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        asked = [(self.tasks[example["task"]], example) for example in examples]
+        return [self.rows.whole(task.render(own), [task.target(own), *task.options(own)]) for task, own in asked]
 
     def prompt(self, example: Example, room: int | None = None) -> list[int]:
         """The tokens of an example's prompt, at most `room` (default: `max_length`)."""

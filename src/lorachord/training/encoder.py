@@ -26,7 +26,6 @@ from lorachord.training.model_kind import (
     Record,
     embeddings_of,
     has_class,
-    num_letters,
     to_device,
 )
 from lorachord.tuner import on_task
@@ -187,8 +186,11 @@ class EncoderBatches(ModelKind):
             answers=batch["answers"] if labelled else None,
         )
 
-    def length(self, example: Example) -> int:
-        return num_letters(example)
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        pairs = [self.pairs(example) for example in examples]
+        flat = [(first, second) if second else first for own in pairs for first, second in own]
+        made = iter(self.tokenizer(flat, verbose=False)["input_ids"]) if flat else iter(())
+        return [max(len(next(made)) for _ in own) for own in pairs]
 
 
 def _starts(num_rows: Sequence[int]) -> list[int]:

@@ -137,8 +137,12 @@ class ModelKind(ABC):
         """
 
     @abstractmethod
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        """The tokens of each example's longest row in training, if nothing were cut."""
+
     def length(self, example: Example) -> int:
         """The size of an example, in any unit: those of like size are predicted together."""
+        return num_letters(example)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The model's own inputs in a batch of `collate`."""
