@@ -21,17 +21,20 @@ def warnings_of(audit: DataAudit) -> list[str]:
 
 
 def _of_task(splits: Mapping[str, SplitAudit]) -> Iterator[str]:
-    for name in HELD_OUT:
-        if name in splits and splits[name].leaked:
-            yield _leak(name, splits[name])
-    for name, split in splits.items():
-        if split.contradictions:
-            yield (
-                f"{split.contradictions:,} of {_rows(name, split)} have a text that occurs there with another label as "
-                "well: no model can answer both; look for mistakes in the labels, or for a column that is not read"
-            )
-        if split.duplicates:
-            yield f"{split.duplicates:,} of {_rows(name, split)} are duplicates: an earlier row has the same text"
+    leaks = [_leak(name, splits[name]) for name in HELD_OUT if name in splits and splits[name].leaked]
+    if leaks:
+        yield f"{', '.join(leaks)}: a leak, so that scores reward memory; remove them from one of the two"
+    counts = [
+        f"{split.contradictions:,} of {_rows(name, split)}" for name, split in splits.items() if split.contradictions
+    ]
+    if counts:
+        yield (
+            f"{', '.join(counts)} have a text that occurs in the same split with another label as well: no model can "
+            "answer both; look for mistakes in the labels, or for a column that is not read"
+        )
+    counts = [f"{split.duplicates:,} of {_rows(name, split)}" for name, split in splits.items() if split.duplicates]
+    if counts:
+        yield f"{', '.join(counts)} are duplicates: an earlier row of the split has the same text"
     long = {name: split for name, split in splits.items() if split.lengths and split.lengths.cut}
     if long:
         yield _cut(long)
@@ -45,10 +48,7 @@ def _rows(name: str, split: SplitAudit) -> str:
 
 def _leak(name: str, split: SplitAudit) -> str:
     other = f" ({split.leaked_otherwise:,} of them with another label)" if split.leaked_otherwise else ""
-    return (
-        f"{split.leaked:,} of {_rows(name, split)} are also in {' or '.join(SEEN[name])}{other}: a leak, so that "
-        f"{name} scores memory; remove them from one of the two"
-    )
+    return f"{split.leaked:,} of {_rows(name, split)} are also in {' or '.join(SEEN[name])}{other}"
 
 
 def _cut(splits: Mapping[str, SplitAudit]) -> str:
