@@ -10,6 +10,64 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+FUSION_METHODS = ("average", "task_arithmetic", "ties", "dare", "adamerging", "concrete", "collapse", "r_mtllmf")
+"""The names of `lorachord.fusion.METHODS`, which a test compares: importing them would import torch."""
+SPLITS = ("train", "val", "dev", "test")
+METHODS_EXAMPLES = """
+lorachord methods              all of them, a sentence each
+lorachord methods mtl_lora     its equation, paper, options, and when to take it
+"""
+TASKS_EXAMPLES = """
+lorachord tasks glue           the tasks of a suite
+lorachord tasks recipe.yaml    the tasks that a recipe would train on
+"""
+RUNS_EXAMPLES = """
+lorachord runs                 the runs below runs/, with their scores on dev
+lorachord runs sweeps --json   those below another folder, as JSON
+"""
+CHECK_EXAMPLES = """
+lorachord check recipe.yaml                  data, parameters by method, memory, time, and what to know before
+lorachord check recipe.yaml --data DIR       with the tasks' rows from DIR/TASK
+lorachord check recipe.yaml --set method.r=4 --no-time --json
+
+The exit status is 0 where the recipe can be trained, with warnings or without, and 2 where it cannot.
+"""
+TRAIN_EXAMPLES = """
+lorachord train recipe.yaml --out runs/first
+lorachord train recipe.yaml --set method.r=4 --set seed=1 --out runs/second
+lorachord train recipe.yaml --out runs/first --resume      go on with a run that was stopped
+"""
+EVALUATE_EXAMPLES = """
+lorachord evaluate runs/first                              from its saved predictions, without the model
+lorachord evaluate runs/first --split test --data DIR      other rows, which have labels
+lorachord evaluate runs/first --beside runs/second
+
+Rows without labels are for `lorachord predict`.
+"""
+PREDICT_EXAMPLES = """
+lorachord predict runs/first --task team --input new.csv --out answers.csv
+echo "My parcel is late." | lorachord predict runs/first --task team
+lorachord predict runs/first --task-column task --input mixed.jsonl > answers.jsonl
+lorachord predict loras/team --input new.csv               an exported LoRA, or a merged model
+
+Each answer stands beside the columns of its row: prediction, probability, probabilities, and for a decoder's numbers
+the text they were read from, written.
+"""
+MERGE_EXAMPLES = """
+lorachord merge runs/first --task team --out model         a plain transformers model
+"""
+EXPORT_EXAMPLES = """
+lorachord export runs/first --out loras                    one plain LoRA, or one a task
+lorachord export runs/first --out loras --task team        of one task alone, in loras/team
+"""
+FUSE_EXAMPLES = """
+lorachord fuse --method collapse --out fused runs/single
+lorachord fuse --method ties --set density=0.3 --out fused team=loras/team urgent=loras/urgent --base minilm
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,46 +81,114 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; `command` is the name of the command that was given."""
     parser = argparse.ArgumentParser(prog="lorachord", description="Multi-task low-rank adaptation.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('lorachord')}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_lists(commands)
+    _add_check(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_leaving(commands)
+    _add_fuse(commands)
+    _add_demo(commands)
+    return parser
 
-    methods = commands.add_parser("methods", help="list the methods, or explain one")
+
+def _command(commands: Commands, name: str, words: str, examples: str = "") -> argparse.ArgumentParser:
+    """A command with its examples below its options."""
+    return commands.add_parser(
+        name,
+        help=words,
+        description=f"{words[0].upper()}{words[1:]}.",
+        epilog=f"examples:{examples.rstrip()}".replace("\n", "\n  ") if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_lists(commands: Commands) -> None:
+    methods = _command(commands, "methods", "list the methods, or explain one", METHODS_EXAMPLES)
     methods.add_argument("name", nargs="?", metavar="NAME", help="a method, whose equation, paper and options to print")
     methods.add_argument("--json", action="store_true", help="as JSON, with the options and their defaults")
+    _command(commands, "models", "list the packaged models that a recipe can name")
+    suites = _command(commands, "suites", "list the suites of tasks that a recipe can name")
+    suites.add_argument("--json", action="store_true", help="as JSON")
+    tasks = _command(commands, "tasks", "list the tasks of a suite or of a recipe", TASKS_EXAMPLES)
+    tasks.add_argument("of", metavar="SUITE|RECIPE", help="a name that `lorachord suites` lists, or a YAML file")
+    tasks.add_argument("--data", metavar="DIR", help="where a recipe's classes are read, if it does not name them")
+    tasks.add_argument("--json", action="store_true", help="as JSON")
+    runs = _command(commands, "runs", "list the runs below a folder", RUNS_EXAMPLES)
+    runs.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="default: runs")
+    runs.add_argument("--json", action="store_true", help="as JSON")
 
-    commands.add_parser("models", help="list the packaged models that a recipe can name")
 
-    train = commands.add_parser("train", help="train from a recipe into a run folder")
-    train.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
-    train.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
-    train.add_argument(
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
+    parser.add_argument(
         "--data", metavar="DIR", help="a folder with a folder of files per task; default: the tasks' sources"
     )
+
+
+def _add_check(commands: Commands) -> None:
+    words = "say in seconds what a recipe is going to do, and what is wrong with its data; nothing is trained"
+    check = _command(commands, "check", words, CHECK_EXAMPLES)
+    _add_recipe(check)
+    check.add_argument("--no-time", action="store_true", help="run no steps to estimate the time and memory")
+    check.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_train(commands: Commands) -> None:
+    train = _command(commands, "train", "train from a recipe into a run folder", TRAIN_EXAMPLES)
+    _add_recipe(train)
     train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
     train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
     train.add_argument("--force", action="store_true", help="remove the run that --out holds first")
 
-    evaluate = commands.add_parser("evaluate", help="score a run, from its saved predictions where it has them")
+
+def _add_evaluate(commands: Commands) -> None:
+    words = "score a run, from its saved predictions where it has them"
+    evaluate = _command(commands, "evaluate", words, EVALUATE_EXAMPLES)
     evaluate.add_argument("run_folder", metavar="RUN")
-    evaluate.add_argument("--split", default="dev", choices=("train", "val", "dev", "test"), help="default: dev")
+    evaluate.add_argument("--split", default="dev", choices=SPLITS, help="default: dev")
     evaluate.add_argument("--task", action="append", metavar="NAME", help="score this task alone; can be repeated")
     evaluate.add_argument("--beside", metavar="OTHER", help="another run, to show beside with the difference")
     evaluate.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
     evaluate.add_argument("--again", action="store_true", help="predict anew, although predictions are saved")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
 
-    merge = commands.add_parser("merge", help="write a plain model with a run's adapter merged in")
+
+def _add_predict(commands: Commands) -> None:
+    predict = _command(commands, "predict", "answer new rows, which need no labels", PREDICT_EXAMPLES)
+    predict.add_argument("model", metavar="RUN|ADAPTER", help="a run, an exported LoRA, a merged model")
+    predict.add_argument("--task", metavar="NAME", help="of all rows; not needed where there is one task")
+    predict.add_argument("--task-column", metavar="COLUMN", help="the column that names each row's task")
+    predict.add_argument(
+        "--input",
+        default="-",
+        metavar="FILE",
+        help="a .csv, .jsonl or .parquet; default: -, stdin, with a text or a JSON object a line",
+    )
+    predict.add_argument(
+        "--out", metavar="FILE", help="a new .csv, .jsonl or .parquet; default: stdout, as CSV for CSV, or JSON lines"
+    )
+
+
+def _add_leaving(commands: Commands) -> None:
+    merge = _command(commands, "merge", "write a plain model with a run's adapter merged in", MERGE_EXAMPLES)
     merge.add_argument("run_folder", metavar="RUN")
     merge.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     merge.add_argument("--task", metavar="NAME", help="needed where weights or heads differ by task")
-
-    export = commands.add_parser("export", help="write a run's adapter as a plain LoRA, or one per task")
+    export = _command(commands, "export", "write a run's adapter as a plain LoRA, or one per task", EXPORT_EXAMPLES)
     export.add_argument("run_folder", metavar="RUN")
     export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     export.add_argument("--task", action="append", metavar="NAME", help="this task alone, in DIR/NAME; can be repeated")
 
-    fuse = commands.add_parser("fuse", help="make one plain LoRA of several finished adapters")
+
+def _add_fuse(commands: Commands) -> None:
+    fuse = _command(commands, "fuse", "make one plain LoRA of several finished adapters", FUSE_EXAMPLES)
     fuse.add_argument("adapters", nargs="*", metavar="ADAPTER", help="a folder or TASK=FOLDER: an adapter, or a run")
-    fuse.add_argument("--method", required=True, help="average, ties, adamerging, ...; see docs/fusion.md")
+    fuse.add_argument(
+        "--method", required=True, metavar="NAME", help=f"one of {', '.join(FUSION_METHODS)}; see docs/fusion.md"
+    )
     fuse.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     fuse.add_argument("--base", metavar="MODEL", help="what the adapters were trained on; default: that of the runs")
     fuse.add_argument("--recipe", metavar="YAML", help="describes the tasks of adapters that are no runs")
@@ -82,10 +208,11 @@ def build_parser() -> argparse.ArgumentParser:
     fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples and of the noise; default: 0")
     fuse.add_argument("--json", action="store_true", help="as JSON")
 
-    demo = commands.add_parser("demo", help="train on generated tasks that contradict each other, and compare")
+
+def _add_demo(commands: Commands) -> None:
+    demo = _command(commands, "demo", "train on generated tasks that contradict each other, and compare")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
     demo.add_argument("--force", action="store_true", help="remove the demo that --out holds first")
-    return parser
 
 
 if __name__ == "__main__":

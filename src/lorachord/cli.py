@@ -68,6 +68,40 @@ def _models(arguments: argparse.Namespace) -> None:
     print(table([["name", "kind", "licence", "what it is"], *rows]))
 
 
+def _suites(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, suite_rows
+
+    _list(arguments, suite_rows(), as_table, ("suite", "tasks"))
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, task_rows
+
+    _list(arguments, task_rows(arguments.of, arguments.data), as_table, ("task", "kind", "metric", "text", "labels"))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, run_rows
+
+    columns = ("run", "method", "mode", "seed", "tasks", "finished", "mean", "worst")
+    _list(arguments, run_rows(arguments.folder), as_table, columns)
+
+
+def _list(arguments: argparse.Namespace, rows: list[dict[str, Any]], shown: Any, columns: Sequence[str]) -> None:
+    print(json.dumps(rows, indent=2, allow_nan=False) if arguments.json else shown(rows, columns))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.forecast import as_text, forecast
+    from lorachord.runs.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
+    found = forecast(recipe, arguments.data, timed=not arguments.no_time)
+    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if arguments.json else as_text(recipe, found))
+    if found.problems:
+        raise ValueError(f"this recipe cannot be trained; problems: {len(found.problems)}. {found.problems[0]}")
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -105,6 +139,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return
     folder = open_run(run)
     print(score_table(scores, constant_scores(folder, split, choose_tasks(folder, names))))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.new_rows import STDIN, check_out, read_new_rows, write_rows
+    from lorachord.runs.predictor import load, with_answers
+    from lorachord.runs.progress import Progress
+
+    predictor = load(arguments.model)
+    where = "stdin" if arguments.input == STDIN else arguments.input
+    given = read_new_rows(arguments.input, sys.stdin.buffer)
+    check_out(arguments.out, given)
+    _, rows = predictor.check(given, arguments.task, arguments.task_column, where)
+    how = {"task_column": arguments.task_column, "where": where}
+    with Progress(len(rows), stream=sys.stderr) as progress:
+        answers = predictor.predict(rows, arguments.task, progress=progress, **how)
+    write_rows(arguments.out, with_answers(rows, answers), sys.stdout, as_csv=arguments.input.endswith(".csv"))
+    if arguments.out is not None:
+        print(f"The answers to {len(rows)} rows are in {arguments.out}.")
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -169,8 +221,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 COMMANDS = {
     "methods": _methods,
     "models": _models,
+    "suites": _suites,
+    "tasks": _tasks,
+    "runs": _runs,
+    "check": _check,
     "train": _train,
     "evaluate": _evaluate,
+    "predict": _predict,
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,

@@ -24,21 +24,23 @@ def _of_task(splits: Mapping[str, SplitAudit]) -> Iterator[str]:
     leaks = [_leak(name, splits[name]) for name in HELD_OUT if name in splits and splits[name].leaked]
     if leaks:
         yield f"{', '.join(leaks)}: a leak, so that scores reward memory; remove them from one of the two"
-    counts = [
-        f"{split.contradictions:,} of {_rows(name, split)}" for name, split in splits.items() if split.contradictions
-    ]
-    if counts:
+    odd = [(split.contradictions, _rows(name, split)) for name, split in splits.items() if split.contradictions]
+    if odd:
         yield (
-            f"{', '.join(counts)} have a text that occurs in the same split with another label as well: no model can "
+            f"{_counted(odd)} have a text that occurs in the same split with another label as well: no model can "
             "answer both; look for mistakes in the labels, or for a column that is not read"
         )
-    counts = [f"{split.duplicates:,} of {_rows(name, split)}" for name, split in splits.items() if split.duplicates]
-    if counts:
-        yield f"{', '.join(counts)} are duplicates: an earlier row of the split has the same text"
+    again = [(split.duplicates, _rows(name, split)) for name, split in splits.items() if split.duplicates]
+    if again:
+        yield f"{_counted(again)} are duplicates: an earlier row of the split has the same text"
     long = {name: split for name, split in splits.items() if split.lengths and split.lengths.cut}
     if long:
         yield _cut(long)
     yield from _classes(splits)
+
+
+def _counted(counts: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{count:,} of {rows}" for count, rows in counts)
 
 
 def _rows(name: str, split: SplitAudit) -> str:

@@ -24,6 +24,7 @@ from lorachord.training.model_kind import (
     Example,
     ModelKind,
     Record,
+    answering,
     embeddings_of,
     has_class,
     to_device,
@@ -153,7 +154,7 @@ class EncoderBatches(ModelKind):
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
         index, batch = examples[0]["task"], self.collate(examples)
-        with on_task(model, index, embedding=batch.get("embedding")):
+        with answering(model, index, embedding=batch.get("embedding")):
             logits_BC = model(**to_device(self.inputs(batch), model)).logits.float().cpu()
         task = self.tasks[index]
         for rows in logits_BC.split(batch["num_rows"]):

@@ -40,10 +40,8 @@ def test_leaks_duplicates_and_contradictions_are_counted() -> None:
 def test_each_matter_is_said_once_in_words() -> None:
     words = warnings_of(audit([from_rows(task(), {"train": TRAIN, "val": VAL, "dev": DEV})]))
     assert len(words) == 3
-    assert words[0].startswith(
-        "t: 1 of 3 val rows are also in train, 3 of 6 dev rows are also in train or val (2 of them with another label): "
-        "a leak"
-    )
+    assert "t: 1 of 3 val rows are also in train, 3 of 6 dev rows are also in train or val (2 of them" in words[0]
+    assert "with another label): a leak" in words[0]
     assert "t: 2 of 7 train rows have a text that occurs in the same split with another label" in words[1]
     assert "t: 2 of 7 train rows, 1 of 6 dev rows are duplicates" in words[2]
 

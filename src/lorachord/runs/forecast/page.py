@@ -94,8 +94,8 @@ def _time(recipe: Recipe, found: Forecast) -> str:
         return ""
     if not speed.timed_steps:
         return (
-            f"Time: about {duration(found.seconds)} of training on {speed.device}. It is computed from the model's shape, "
-            "since it does not fit here to be timed, and may be off by a factor of two."
+            f"Time: about {duration(found.seconds)} of training on {speed.device}. It is computed from the model's "
+            "shape, since it does not fit here to be timed, and may be off by a factor of two."
         )
     rows = recipe.training.batch_size // recipe.training.accumulation
     scaled = f", of {speed.timed_rows} rows in place of {rows}" if speed.timed_rows < rows else ""
