@@ -17,42 +17,9 @@ from lorachord.messages import table
 from lorachord_cli import build_parser
 
 
-def method_rows() -> list[dict[str, Any]]:
-    """One row a method: what `lorachord methods --json` prints."""
-    from lorachord.baselines import BASELINES, FORMULAS
-    from lorachord.core.context import Mixing
-    from lorachord.core.registry import all_methods
-    from lorachord.method_pages import MERGES
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": cls.method,
-            "paper": cls.paper,
-            "core": cls.mixing.value,
-            "merges": MERGES[cls.mixing],
-            "needs_task_ids": cls.mixing is Mixing.TASK,
-            "parameters": cls.parameters_formula,
-            "options": cls.Config().to_dict(),
-        }
-        for cls in all_methods().values()
-    ]
-    rows += [
-        {
-            "name": name,
-            "paper": paper,
-            "core": "static",
-            "merges": "yes",
-            "needs_task_ids": False,
-            "parameters": FORMULAS[name],
-            "options": {"r": 8, "alpha": 16.0, "dropout": 0.0, "rslora": False},
-        }
-        for name, paper in BASELINES.items()
-    ]
-    return rows
-
-
 def _methods(arguments: argparse.Namespace) -> None:
     from lorachord.method_pages import as_text, method_page, summary
+    from lorachord.runs.listing import method_rows
 
     page = method_page(arguments.name) if arguments.name else None
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Lists for the command line: suites, the tasks of a suite or recipe, the runs below a folder. Plain data, a row each."""
+"""Lists for the command line, as plain data: methods, suites, tasks of a suite or recipe, runs below a folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lorachord.baselines import BASELINES, FORMULAS
+from lorachord.core.context import Mixing
+from lorachord.core.registry import all_methods
 from lorachord.data.suites import SUITES, get_suite
 from lorachord.data.task import Task
 from lorachord.messages import suggest, table
+from lorachord.method_pages import MERGES
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import read_recipe
 from lorachord.whole import finite
 
 logger = logging.getLogger("lorachord")
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """One row a method: what `lorachord methods --json` prints."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": cls.method,
+            "paper": cls.paper,
+            "core": cls.mixing.value,
+            "merges": MERGES[cls.mixing],
+            "needs_task_ids": cls.mixing is Mixing.TASK,
+            "parameters": cls.parameters_formula,
+            "options": cls.Config().to_dict(),
+        }
+        for cls in all_methods().values()
+    ]
+    rows += [
+        {
+            "name": name,
+            "paper": paper,
+            "core": "static",
+            "merges": "yes",
+            "needs_task_ids": False,
+            "parameters": FORMULAS[name],
+            "options": {"r": 8, "alpha": 16.0, "dropout": 0.0, "rslora": False},
+        }
+        for name, paper in BASELINES.items()
+    ]
+    return rows
 
 
 def suite_rows() -> list[dict[str, Any]]:

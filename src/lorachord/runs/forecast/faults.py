@@ -19,10 +19,9 @@ def of_data(data: TaskSet) -> list[str]:
     """Whether scores and answers say something."""
     found = []
     for part in data.data:
-        if len(part.dev) < FEW:
-            found.append(
-                f"{part.task.name}: dev has {len(part.dev)} rows, so that one of them is {1 / len(part.dev):.1%}"
-            )
+        size = len(part.dev)
+        if size < FEW:
+            found.append(f"{part.task.name}: dev has {size} rows, so that one row moves a score by {1 / size:.1%}")
     for task, (mean, variance) in data.moments.items():
         if not variance:
             found.append(f"{task}: all answers of train are {mean:g}, so there is nothing to learn")

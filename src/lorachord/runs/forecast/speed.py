@@ -33,8 +33,8 @@ STEPS = 3
 """Steps that are timed, after one that is not."""
 CANDIDATES = 256
 """Rows of each task among which the longest are looked for."""
-SCORED = 8
-"""Rows of each task that are predicted to time it."""
+SCORED, WRITTEN = 32, 4
+"""Rows of each task that are predicted to time it: where the model chooses, and where it writes."""
 EFFICIENCY = 0.5
 """Of a model, as a share of the speed of one large product of matrices."""
 
@@ -207,7 +207,7 @@ def _scoring(recipe: Recipe, data: TaskSet, model: nn.Module, kind: ModelKind, s
     part, spent, seen, total = recipe.evaluation, 0.0, 0, 0.0
     for index, own in enumerate(data.data):
         sizes = [min(len(rows), part.max_rows or len(rows)) for rows in (own.val, own.dev)]
-        number = min(SCORED, len(own.dev), part.batch_size)
+        number = min(WRITTEN if kind.writes(own.task) else SCORED, len(own.dev), part.batch_size)
         if spent < seconds:
             rows = [own.dev[row] for row in range(number)]
             with autocast(recipe):
