@@ -57,7 +57,7 @@ class ServedRun:
         recipe = folder.recipe
         self.path, self.tasks = folder.path, recipe.tasks.chosen()
         self.batch_size, self.max_new_tokens = recipe.evaluation.batch_size, recipe.evaluation.max_new_tokens
-        self.precision = recipe.training.precision
+        self.precision: str = recipe.training.precision
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, ModelKind]:

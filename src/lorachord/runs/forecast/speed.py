@@ -83,7 +83,8 @@ def timed_speed(recipe: Recipe, data: TaskSet, *, seconds: float = 10.0) -> Spee
     batches, whole = _batches(recipe, data), recipe.training.batch_size // recipe.training.accumulation
     first = next(batches)
     # The first pass of all pays for what is set up once.
-    _, once = step(first[:2]), _seconds(lambda: step(first[:2]))
+    step(first[:2])
+    once = _seconds(lambda: step(first[:2]))
     rows = max(1, min(whole, int(seconds / (STEPS + 2) / once * len(first[:2]))))
     longest = _longest(data, kind, rows)
     with _kept(model) as kept:
@@ -110,7 +111,7 @@ def speed_by_shape(recipe: Recipe, base: nn.Module, *, tokens: float) -> Speed:
         base: plain; it may be on the meta device.
         tokens: of an ordinary row.
     """
-    table = base.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
+    table = base.get_input_embeddings().weight.numel()  # type: ignore[operator]
     weights = sum(parameter.numel() for parameter in base.parameters()) - table
     if recipe.model.kind == "decoder":
         # The output layer, which may be the same table.
