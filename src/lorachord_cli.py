@@ -16,39 +16,39 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 FUSION_METHODS = ("average", "task_arithmetic", "ties", "dare", "adamerging", "concrete", "collapse", "r_mtllmf")
 """The names of `lorachord.fusion.METHODS`, which a test compares: importing them would import torch."""
-SPLITS = ("train", "val", "dev", "test")
-METHODS_EXAMPLES = """
+EXAMPLES = {
+    "methods": """
 lorachord methods              all of them, a sentence each
 lorachord methods mtl_lora     its equation, paper, options, and when to take it
-"""
-TASKS_EXAMPLES = """
+""",
+    "tasks": """
 lorachord tasks glue           the tasks of a suite
 lorachord tasks recipe.yaml    the tasks that a recipe would train on
-"""
-RUNS_EXAMPLES = """
+""",
+    "runs": """
 lorachord runs                 the runs below runs/, with their scores on dev
 lorachord runs sweeps --json   those below another folder, as JSON
-"""
-CHECK_EXAMPLES = """
+""",
+    "check": """
 lorachord check recipe.yaml                  data, parameters by method, memory, time, and what to know before
 lorachord check recipe.yaml --data DIR       with the tasks' rows from DIR/TASK
 lorachord check recipe.yaml --set method.r=4 --no-time --json
 
 The exit status is 0 where the recipe can be trained, with warnings or without, and 2 where it cannot.
-"""
-TRAIN_EXAMPLES = """
+""",
+    "train": """
 lorachord train recipe.yaml --out runs/first
 lorachord train recipe.yaml --set method.r=4 --set seed=1 --out runs/second
 lorachord train recipe.yaml --out runs/first --resume      go on with a run that was stopped
-"""
-EVALUATE_EXAMPLES = """
+""",
+    "evaluate": """
 lorachord evaluate runs/first                              from its saved predictions, without the model
 lorachord evaluate runs/first --split test --data DIR      other rows, which have labels
 lorachord evaluate runs/first --beside runs/second
 
 Rows without labels are for `lorachord predict`.
-"""
-PREDICT_EXAMPLES = """
+""",
+    "predict": """
 lorachord predict runs/first --task team --input new.csv --out answers.csv
 echo "My parcel is late." | lorachord predict runs/first --task team
 lorachord predict runs/first --task-column task --input mixed.jsonl > answers.jsonl
@@ -56,18 +56,21 @@ lorachord predict loras/team --input new.csv               an exported LoRA, or 
 
 Each answer stands beside the columns of its row: prediction, probability, probabilities, and for a decoder's numbers
 the text they were read from, written.
-"""
-MERGE_EXAMPLES = """
+""",
+    "merge": """
 lorachord merge runs/first --task team --out model         a plain transformers model
-"""
-EXPORT_EXAMPLES = """
+""",
+    "export": """
 lorachord export runs/first --out loras                    one plain LoRA, or one a task
 lorachord export runs/first --out loras --task team        of one task alone, in loras/team
-"""
-FUSE_EXAMPLES = """
+""",
+    "fuse": """
 lorachord fuse --method collapse --out fused runs/single
 lorachord fuse --method ties --set density=0.3 --out fused team=loras/team urgent=loras/urgent --base minilm
-"""
+""",
+}
+"""Shown below the options of a command."""
+SPLITS = ("train", "val", "dev", "test")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,29 +96,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Commands, name: str, words: str, examples: str = "") -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
     """A command with its examples below its options."""
+    examples = EXAMPLES.get(name, "").strip().replace("\n", "\n  ")
     return commands.add_parser(
         name,
         help=words,
         description=f"{words[0].upper()}{words[1:]}.",
-        epilog=f"examples:{examples.rstrip()}".replace("\n", "\n  ") if examples else None,
+        epilog=f"examples:\n  {examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
 def _add_lists(commands: Commands) -> None:
-    methods = _command(commands, "methods", "list the methods, or explain one", METHODS_EXAMPLES)
+    methods = _command(commands, "methods", "list the methods, or explain one")
     methods.add_argument("name", nargs="?", metavar="NAME", help="a method, whose equation, paper and options to print")
     methods.add_argument("--json", action="store_true", help="as JSON, with the options and their defaults")
     _command(commands, "models", "list the packaged models that a recipe can name")
     suites = _command(commands, "suites", "list the suites of tasks that a recipe can name")
     suites.add_argument("--json", action="store_true", help="as JSON")
-    tasks = _command(commands, "tasks", "list the tasks of a suite or of a recipe", TASKS_EXAMPLES)
+    tasks = _command(commands, "tasks", "list the tasks of a suite or of a recipe")
     tasks.add_argument("of", metavar="SUITE|RECIPE", help="a name that `lorachord suites` lists, or a YAML file")
     tasks.add_argument("--data", metavar="DIR", help="where a recipe's classes are read, if it does not name them")
     tasks.add_argument("--json", action="store_true", help="as JSON")
-    runs = _command(commands, "runs", "list the runs below a folder", RUNS_EXAMPLES)
+    runs = _command(commands, "runs", "list the runs below a folder")
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="default: runs")
     runs.add_argument("--json", action="store_true", help="as JSON")
 
@@ -130,14 +134,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(commands: Commands) -> None:
     words = "say in seconds what a recipe is going to do, and what is wrong with its data; nothing is trained"
-    check = _command(commands, "check", words, CHECK_EXAMPLES)
+    check = _command(commands, "check", words)
     _add_recipe(check)
     check.add_argument("--no-time", action="store_true", help="run no steps to estimate the time and memory")
     check.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_train(commands: Commands) -> None:
-    train = _command(commands, "train", "train from a recipe into a run folder", TRAIN_EXAMPLES)
+    train = _command(commands, "train", "train from a recipe into a run folder")
     _add_recipe(train)
     train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
     train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
@@ -146,7 +150,7 @@ def _add_train(commands: Commands) -> None:
 
 def _add_evaluate(commands: Commands) -> None:
     words = "score a run, from its saved predictions where it has them"
-    evaluate = _command(commands, "evaluate", words, EVALUATE_EXAMPLES)
+    evaluate = _command(commands, "evaluate", words)
     evaluate.add_argument("run_folder", metavar="RUN")
     evaluate.add_argument("--split", default="dev", choices=SPLITS, help="default: dev")
     evaluate.add_argument("--task", action="append", metavar="NAME", help="score this task alone; can be repeated")
@@ -157,7 +161,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _add_predict(commands: Commands) -> None:
-    predict = _command(commands, "predict", "answer new rows, which need no labels", PREDICT_EXAMPLES)
+    predict = _command(commands, "predict", "answer new rows, which need no labels")
     predict.add_argument("model", metavar="RUN|ADAPTER", help="a run, an exported LoRA, a merged model")
     predict.add_argument("--task", metavar="NAME", help="of all rows; not needed where there is one task")
     predict.add_argument("--task-column", metavar="COLUMN", help="the column that names each row's task")
@@ -173,18 +177,18 @@ def _add_predict(commands: Commands) -> None:
 
 
 def _add_leaving(commands: Commands) -> None:
-    merge = _command(commands, "merge", "write a plain model with a run's adapter merged in", MERGE_EXAMPLES)
+    merge = _command(commands, "merge", "write a plain model with a run's adapter merged in")
     merge.add_argument("run_folder", metavar="RUN")
     merge.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     merge.add_argument("--task", metavar="NAME", help="needed where weights or heads differ by task")
-    export = _command(commands, "export", "write a run's adapter as a plain LoRA, or one per task", EXPORT_EXAMPLES)
+    export = _command(commands, "export", "write a run's adapter as a plain LoRA, or one per task")
     export.add_argument("run_folder", metavar="RUN")
     export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     export.add_argument("--task", action="append", metavar="NAME", help="this task alone, in DIR/NAME; can be repeated")
 
 
 def _add_fuse(commands: Commands) -> None:
-    fuse = _command(commands, "fuse", "make one plain LoRA of several finished adapters", FUSE_EXAMPLES)
+    fuse = _command(commands, "fuse", "make one plain LoRA of several finished adapters")
     fuse.add_argument("adapters", nargs="*", metavar="ADAPTER", help="a folder or TASK=FOLDER: an adapter, or a run")
     fuse.add_argument(
         "--method", required=True, metavar="NAME", help=f"one of {', '.join(FUSION_METHODS)}; see docs/fusion.md"
