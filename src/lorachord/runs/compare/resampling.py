@@ -76,9 +76,12 @@ def weighted_scores(metric: str, predictions: Sequence[Values], references: Valu
         values_NM = np.array([each(run, references) for run in predictions], dtype=np.float64).T
         means_BM: Floats = weights_BN @ values_NM / weights_BN.sum(axis=1, keepdims=True)
         return means_BM
-    predictions_MN, references_N = np.asarray(predictions), np.asarray(references)
+    # Classes are small whole numbers, which are exact here.
+    predictions_MN, references_N = np.array(predictions, np.float64), np.asarray(references, np.float64)
+    is_lost_M = ~np.isfinite(predictions_MN).all(axis=1)
+    predictions_MN[is_lost_M] = 0.0
     found_BM = _WEIGHTED[metric](predictions_MN, references_N, weights_BN)
-    found_BM[:, ~np.isfinite(predictions_MN).all(axis=1)] = np.nan
+    found_BM[:, is_lost_M] = np.nan
     return found_BM
 
 
@@ -92,7 +95,8 @@ def _f1(predictions_MN: Floats, references_N: Floats, weights_BN: Floats) -> Flo
     # Of class 1 alone where a resample happens to hold no class but 0 and 1, as `score` would have it.
     binary_BM = f1_KBM[values == 1].sum(axis=0)
     is_binary_BM = ~occurs_KBM[~np.isin(values, (0, 1))].any(axis=0)
-    return np.where(is_binary_BM, binary_BM, macro_BM)
+    found_BM: Floats = np.where(is_binary_BM, binary_BM, macro_BM)
+    return found_BM
 
 
 def _matthews(predictions_MN: Floats, references_N: Floats, weights_BN: Floats) -> Floats:
@@ -141,7 +145,8 @@ def _pearson(predictions_MN: Floats, references_N: Floats, weights_BN: Floats) -
 def _standardised(values_MN: Floats) -> Floats:
     centred_MN = values_MN - values_MN.mean(axis=1, keepdims=True)
     size_M1 = centred_MN.std(axis=1, keepdims=True)
-    return np.divide(centred_MN, size_M1, out=np.zeros_like(centred_MN), where=size_M1 > 0)
+    values_MN = np.divide(centred_MN, size_M1, out=np.zeros_like(centred_MN), where=size_M1 > 0)
+    return values_MN
 
 
 def _spearman(predictions_MN: Floats, references_N: Floats, weights_BN: Floats) -> Floats:
@@ -168,7 +173,8 @@ def _centred_ranks(values_N: Floats, weights_BN: Floats) -> Floats:
     middle_BG = np.cumsum(size_BG, axis=1)
     middle_BG -= size_BG / 2
     middle_BG -= weights_BN.sum(axis=1, keepdims=True) / 2
-    return middle_BG[:, group_N]
+    middle_BN: Floats = middle_BG[:, group_N]
+    return middle_BN
 
 
 def _over_root(covariance: Floats, squares: Floats) -> Floats:

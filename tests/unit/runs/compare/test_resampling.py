@@ -47,10 +47,11 @@ def test_a_weighted_score_is_the_score_of_the_resample(metric: str, case: str) -
         np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
 @pytest.mark.parametrize("metric", ["pearson", "spearman"])
-def test_a_prediction_that_is_not_finite_spoils_its_own_run_alone(metric: str) -> None:
+def test_a_prediction_that_is_not_finite_spoils_its_own_run_alone(metric: str, lost: float) -> None:
     predictions, references = drawn(metric, "binary")
-    predictions[1, 7] = np.nan
+    predictions[1, 7] = lost
     errors = sampling_errors(metric, list(predictions), references)
     assert np.isnan(errors[:, 1]).all()
     assert np.isfinite(np.delete(errors, 1, axis=1)).all()
@@ -89,7 +90,9 @@ def test_the_spread_over_resamples_is_that_over_fresh_examples() -> None:
         return references + shared + generator.normal(0, 0.5, (2, 300)), references
 
     errors = sampling_errors("spearman", *fresh())
-    scores = [[score("spearman", run, references) for run in runs] for runs, references in (fresh() for _ in range(400))]
+    scores = [
+        [score("spearman", run, references) for run in runs] for runs, references in (fresh() for _ in range(400))
+    ]
     found, expected = errors.T @ errors, np.cov(np.array(scores), rowvar=False)
     contrast = np.array([1, -1])
     assert contrast @ found @ contrast == pytest.approx(contrast @ expected @ contrast, rel=0.25)
