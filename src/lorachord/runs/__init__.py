@@ -2,7 +2,8 @@
 
 A recipe (`recipe.py`) is a YAML file; `keys.py` documents its keys. `train.train` makes a run folder of it
 (`folder.py`): the recipe, the adapter, predictions, `metrics.json`, a log. `use.py` opens a finished run:
-`predictions`, `evaluate`, `export_run`, `merge_run`. `beside.py` and `paired.py` compare runs, `fuse.py` fuses them.
+`predictions`, `evaluate`, `export_run`, `merge_run`. `beside.py` and `paired.py` compare runs by the statistics of
+`compare`, `fuse.py` fuses them.
 
 On a run's way: `checks.py` refuses a recipe before anything is loaded, `tasksets.py` reads the rows, `model.py` loads
 the base and attaches the adapter, `calibrating.py` fits methods to their tasks, `train.py` trains and scores.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lorachord.messages import table
+from lorachord.runs.compare.sample import same_labels
 from lorachord.runs.constants import constant_scores
-from lorachord.runs.paired import same_labels
 from lorachord.runs.scores import scores_of, shown
 from lorachord.runs.use import choose_tasks, open_run, predictions
 
