@@ -112,21 +112,21 @@ class _Counter:
             yield options
             return
         width = min(min(layer.d_in, layer.d_out) for layer in self.layers)
-        ranks = [r for r in range(1, width + 1) if self._goes(options | {"r": r})]
-        above = bisect_right(ranks, budget, key=lambda r: self.total(options | {"r": r}))
+        ranks = [r for r in range(1, width + 1) if self._goes({**options, "r": r})]
+        above = bisect_right(ranks, budget, key=lambda r: self.total({**options, "r": r}))
         if above == 0:
             return
         low = ranks[above - 1]
-        yield options | {"r": low}
+        yield {**options, "r": low}
         if above == len(ranks):
             return
         high = ranks[above]
-        yield options | {"r": high}
-        least, most = (self.total(options | {"r": r}) for r in (low, high))
+        yield {**options, "r": high}
+        least, most = (self.total({**options, "r": r}) for r in (low, high))
         num = round((budget - least) / (most - least) * self.num_blocks)
         if 0 < num < self.num_blocks and high == low + 1 and self.method not in BASELINES:
             upto = [place * num // self.num_blocks for place in range(self.num_blocks + 1)]
-            yield options | {"r": [low + after - before for before, after in pairwise(upto)]}
+            yield {**options, "r": [low + after - before for before, after in pairwise(upto)]}
 
     def _goes(self, options: Mapping[str, Any]) -> bool:
         try:
@@ -138,7 +138,7 @@ class _Counter:
 
 def _candidates(counter: _Counter, budget: int, given: Mapping[str, Any]) -> Iterator[Fitted]:
     """Fits with the other options ever further from their defaults."""
-    defaults = {spec.name: spec.default for spec in fields(counter.config)}
+    defaults: dict[str, Any] = {spec.name: spec.default for spec in fields(counter.config)}
     # Which layers are adapted, and the like, is not the method's own.
     own = {key: value for key, value in given.items() if key in defaults}
     free = {name: most for name, most in FREE.items() if name not in own and _is_whole(defaults.get(name))}

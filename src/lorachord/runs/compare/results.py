@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from lorachord.runs.compare.sample import Sample, Scores
-from lorachord.runs.compare.statistics import Contrast, holm, holm_levels, seeds_needed
-
 from lorachord.baselines import BASELINES
 from lorachord.core.registry import all_methods
 from lorachord.method_pages import MERGES
 from lorachord.runs.compare.plan import Plan
 from lorachord.runs.compare.rows import FRONT, NAMED, REFERENCE, SINGLE, Row
+from lorachord.runs.compare.sample import Sample, Scores
 from lorachord.runs.compare.state import Settled, State
+from lorachord.runs.compare.statistics import Contrast, holm, holm_levels, seeds_needed
 from lorachord.runs.compare.trial import Trial
 from lorachord.runs.compare.verdict import verdict
 from lorachord.runs.constants import constant_scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from lorachord.balance.make import balance_names
 from lorachord.baselines import BASELINES
@@ -50,7 +50,7 @@ class Row:
     method: Mapping[str, Any]
     surgery: Mapping[str, Any] | None = None
     balance: Mapping[str, Any] | None = None
-    mode: str = "joint"
+    mode: Literal["joint", "single"] = "joint"
     named: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
     trained: bool = True

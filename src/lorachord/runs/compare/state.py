@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import Any
 
 from lorachord.runs.compare.chance import at_chance, tied
-
 from lorachord.runs.compare.ladder import Choice, Edge, Tried, best_given, next_steps, rate_at
 from lorachord.runs.compare.plan import Plan
 from lorachord.runs.compare.rows import FRONT, REFERENCE, Row
@@ -120,11 +119,9 @@ class State:
                 wanted += found
         reference = next((own for own in done if own.row.name == REFERENCE), None)
         if reference is not None and reference.failed is None and FRONT not in self.left_out:
-            front = self._front(reference)
-            if all(isinstance(trial, Settled) for trial in front):
-                done += front  # type: ignore[arg-type]
-            else:
-                wanted += [trial for trial in front if isinstance(trial, Trial)]
+            front = list(self._front(reference))
+            done += [found for found in front if isinstance(found, Settled)]
+            wanted += [found for found in front if isinstance(found, Trial)]
         # Rates first, since what is trained with all seeds depends on them.
         first = self.plan.seeds[0]
         return done, sorted(wanted, key=lambda trial: trial.seed != first)

@@ -13,7 +13,7 @@ from lorachord.runs.compare.ladder import Edge
 
 Result = Mapping[str, Any]
 WIDTH = 80
-NAMES = 26
+NAMES = 22
 """Columns of a row's name at most."""
 MARKS = {Edge.INTERIOR.value: "", Edge.END.value: "e", Edge.CHANCE.value: "c", Edge.GIVEN.value: "g"}
 
@@ -27,7 +27,7 @@ def terminal(found: Result) -> str:
 
 
 def _main(rows: Sequence[Result]) -> list[list[str]]:
-    lines = [["row", "mean", "worst", "against lora", "gap", "rate", "time", "merges"]]
+    lines = [["row", "mean", "worst", "against lora", "gap", "rate", "time"]]
     for row in rows:
         gap = row.get("gap_recovered")
         lines.append(
@@ -39,7 +39,6 @@ def _main(rows: Sequence[Result]) -> list[list[str]]:
                 "" if gap is None else f"{gap['value']:.2f}",
                 "" if row["rate"] is None else f"{row['rate']:g}{MARKS[row['edge']]}",
                 _time(row["seconds"]),
-                {"once per task": "by task"}.get(row["merges"], row["merges"]),
             ]
         )
     return lines
@@ -71,7 +70,9 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
             else "One seed: differences have no interval."
         )
     lines = [textwrap.fill(line, WIDTH) for line in said]
-    lines += [_claim(claim) for claim in found["claims"] if claim["level"] is not None]
+    claims = [claim for claim in found["claims"] if claim["level"] is not None]
+    if claims:
+        lines.append(table([["claim", "difference", "visible", ""], *map(_claim, claims)]))
     used = {row["edge"] for row in rows}
     meanings = {
         Edge.END.value: "e: the best rate is the last that was tried",
@@ -85,10 +86,10 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _claim(claim: Result) -> str:
+def _claim(claim: Result) -> list[str]:
     state = "different" if claim["different"] else "not different"
-    names = _cut(f"{claim['first']} : {claim['second']}", 38)
-    return f"  {names:38}  {claim['value']:+.3f} ± {claim['half_width']:.3f}  {state} (visible {claim['smallest']:.3f})"
+    interval = f"{claim['value']:+.3f} ± {claim['half_width']:.3f}"
+    return [_cut(f"{claim['first']} : {claim['second']}", 34), interval, f"{claim['smallest']:.3f}", state]
 
 
 def _difference(found: Result | None) -> str:

@@ -85,3 +85,19 @@ def shown(seconds: float) -> str:
     """A length of time in words."""
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{max(1, minutes)} min"
+
+
+def seconds_of(text: str) -> float:
+    """A length of time as it is written: `90s`, `30m`, `2h`, `1.5h`.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        found = float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"--time takes a number with s, m or h, as in 90m; got {text!r}.")
+    return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import resource
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,18 @@ def run_trial(spec: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `outcome`, and `examples`: by split and task, the `idx` and `label` of what was predicted.
     """
-    logging.basicConfig(format="%(message)s")
+    trial = Trial(**spec["trial"])
+    path = Path(spec["folder"], trial.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(spec["threads"])
-    trial, path = Trial(**spec["trial"]), Path(spec["folder"], Trial(**spec["trial"]).path)
+    with path.with_suffix(".log").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        logging.basicConfig(format="%(message)s", stream=log, force=True)
+        logger.setLevel(logging.INFO)
+        return _run(trial, path, spec)
+
+
+def _run(trial: Trial, path: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     _forget_peak()
-    began = time.monotonic()
     try:
         run = train(recipe_from(spec["recipe"]), path, data_dir=spec["data_dir"], resume=True)
         found = {split: _predicted(run, split) for split in REPORTED}
@@ -123,7 +130,6 @@ def run_trial(spec: Mapping[str, Any]) -> dict[str, Any]:
         memory=_peak(),
         forgetting=lost,
     )
-    logger.debug("%s took %.0f s", trial.shown, time.monotonic() - began)
     examples = {split: _columns(records, ("idx", "label")) for split, records in found.items()}
     return {"outcome": outcome.to_dict(), "examples": examples}
 

@@ -91,8 +91,10 @@ def _begin(threads: int, parent: int) -> None:
             # It ended before it could be told.
             os._exit(1)
     import torch
+    import transformers
 
     torch.set_num_threads(threads)
+    transformers.logging.disable_progress_bar()
 
 
 class RayCluster(Workers):
@@ -110,7 +112,7 @@ class RayCluster(Workers):
     def __init__(self, address: str, size: int, threads: int) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         try:
-            import ray
+            import ray  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise ValueError("--ray needs Ray: pip install 'lorachord[ray]'.") from None
         self.size, self._ray = size, ray
