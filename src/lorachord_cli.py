@@ -12,64 +12,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TypeAlias
 
+from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-FUSION_METHODS = ("average", "task_arithmetic", "ties", "dare", "adamerging", "concrete", "collapse", "r_mtllmf")
-"""The names of `lorachord.fusion.METHODS`, which a test compares: importing them would import torch."""
-EXAMPLES = {
-    "methods": """
-lorachord methods              all of them, a sentence each
-lorachord methods mtl_lora     its equation, paper, options, and when to take it
-""",
-    "tasks": """
-lorachord tasks glue           the tasks of a suite
-lorachord tasks recipe.yaml    the tasks that a recipe would train on
-""",
-    "runs": """
-lorachord runs                 the runs below runs/, with their scores on dev
-lorachord runs sweeps --json   those below another folder, as JSON
-""",
-    "check": """
-lorachord check recipe.yaml                  data, parameters by method, memory, time, and what to know before
-lorachord check recipe.yaml --data DIR       with the tasks' rows from DIR/TASK
-lorachord check recipe.yaml --set method.r=4 --no-time --json
-
-The exit status is 0 where the recipe can be trained, with warnings or without, and 2 where it cannot.
-""",
-    "train": """
-lorachord train recipe.yaml --out runs/first
-lorachord train recipe.yaml --set method.r=4 --set seed=1 --out runs/second
-lorachord train recipe.yaml --out runs/first --resume      go on with a run that was stopped
-""",
-    "evaluate": """
-lorachord evaluate runs/first                              from its saved predictions, without the model
-lorachord evaluate runs/first --split test --data DIR      other rows, which have labels
-lorachord evaluate runs/first --beside runs/second
-
-Rows without labels are for `lorachord predict`.
-""",
-    "predict": """
-lorachord predict runs/first --task team --input new.csv --out answers.csv
-echo "My parcel is late." | lorachord predict runs/first --task team
-lorachord predict runs/first --task-column task --input mixed.jsonl > answers.jsonl
-lorachord predict loras/team --input new.csv               an exported LoRA, or a merged model
-
-Each answer stands beside the columns of its row: prediction, probability, probabilities, and for a decoder's numbers
-the text they were read from, written.
-""",
-    "merge": """
-lorachord merge runs/first --task team --out model         a plain transformers model
-""",
-    "export": """
-lorachord export runs/first --out loras                    one plain LoRA, or one a task
-lorachord export runs/first --out loras --task team        of one task alone, in loras/team
-""",
-    "fuse": """
-lorachord fuse --method collapse --out fused runs/single
-lorachord fuse --method ties --set density=0.3 --out fused team=loras/team urgent=loras/urgent --base minilm
-""",
-}
-"""Shown below the options of a command."""
 SPLITS = ("train", "val", "dev", "test")
 
 
@@ -89,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     _add_predict(commands)
     _add_leaving(commands)
     _add_fuse(commands)
@@ -96,13 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, words: str, description: str = "") -> argparse.ArgumentParser:
     """A command with its examples below its options."""
     examples = EXAMPLES.get(name, "").strip().replace("\n", "\n  ")
     return commands.add_parser(
         name,
         help=words,
-        description=f"{words[0].upper()}{words[1:]}.",
+        description=description or f"{words[0].upper()}{words[1:]}.",
         epilog=f"examples:\n  {examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,6 +121,29 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument(
         "--out", metavar="FILE", help="a new .csv, .jsonl or .parquet; default: stdout, as CSV for CSV, or JSON lines"
     )
+
+
+def _add_compare(commands: Commands) -> None:
+    words = "find out which method pays on your tasks, or that none does"
+    compare = _command(commands, "compare", words, COMPARE)
+    compare.add_argument("recipe", help="a YAML file of joint LoRA; see docs/compare.md")
+    methods = "with commas: METHOD, METHOD[option=value,...], METHOD+RULE, METHOD+BALANCE; see `lorachord methods`"
+    compare.add_argument("--methods", required=True, metavar="ROWS", help=methods)
+    compare.add_argument("--out", metavar="DIR", help="the folder; default: comparisons/RECIPE")
+    compare.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
+    compare.add_argument("--data", metavar="DIR", help="a folder with a folder of files per task")
+    compare.add_argument("--seeds", type=int, default=3, help="of each row; default: 3")
+    rates = "with commas; default: auto, a grid around the recipe's rate that widens until the best is inside"
+    compare.add_argument("--rates", default="auto", metavar="RATES", help=rates)
+    budget = "equal parameters within 2 %% (default), or each row's own"
+    compare.add_argument("--budget", choices=("equal", "own"), default="equal", help=budget)
+    claims = "A:B, two rows each, with commas; default: every row against lora"
+    compare.add_argument("--claims", default="", metavar="CLAIMS", help=claims)
+    compare.add_argument("--effect", type=float, default=0.02, help="smallest difference that matters; default: 0.02")
+    compare.add_argument("--jobs", type=int, help="trials at once; default: one for each two CPUs")
+    compare.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, HOST:PORT, or local")
+    compare.add_argument("--time", metavar="TIME", help="end within 30m, 2h, ...: leaves out what does not fit")
+    compare.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_leaving(commands: Commands) -> None:

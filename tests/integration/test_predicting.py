@@ -213,6 +213,19 @@ def test_columns_are_called_as_in_the_source_or_as_in_the_task(tiny_bert: Path, 
         assert model.predict([{"body": "red up"}]) == model.predict([{"sentence1": "red up"}])
 
 
+def test_a_task_that_is_named_in_the_text_is_named_in_new_texts(tiny_bert: Path, data: Path, tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"tasks": {"name_in_text": True}, "model": {"heads": "shared"}}
+    made = recipe(tiny_bert, "colour", "size", training={"max_steps": 2}, **parts)
+    run = train(made, tmp_path / "run", data_dir=data).path
+    assert main(["export", str(run), "--out", str(tmp_path / "lora")]) == 0
+    named, exported = lc.load(run), lc.load(tmp_path / "lora")
+    assert named.tasks["colour"].prefix == exported.tasks["colour"].prefix == "colour: "
+    evaluate(run, "test")
+    rows = rows_of(data, "colour")
+    for model in (named, exported):
+        assert [each["prediction"] for each in model.predict(rows, "colour")] == expected(run, "colour", rows)
+
+
 # Files and streams
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import lorachord as lc
 import lorachord_cli
+import lorachord_help
 from lorachord.baselines import BASELINES
 from lorachord.data.suites import SUITES
 from lorachord_cli import main
@@ -56,16 +57,17 @@ def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_help_of_fuse_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuple(lc.fusion.METHODS) == lorachord_cli.FUSION_METHODS
+    assert tuple(lc.fusion.METHODS) == lorachord_help.FUSION_METHODS
     assert f"one of {', '.join(lc.fusion.METHODS)};" in helped(capsys, "fuse")
 
 
 @pytest.mark.parametrize(
-    "command", ["methods", "tasks", "runs", "check", "train", "evaluate", "predict", "merge", "export", "fuse"]
+    "command",
+    ["methods", "tasks", "runs", "check", "train", "evaluate", "compare", "predict", "merge", "export", "fuse"],
 )
 def test_the_help_of_a_command_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = lorachord_cli.build_parser()
-    text = lorachord_cli.EXAMPLES[command]
+    text = lorachord_help.EXAMPLES[command]
     lines = [line for line in text.splitlines() if "lorachord " in line and line.split()[0] in ("lorachord", "echo")]
     assert lines
     for line in lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,39 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from lorachord.data.files import SUFFIXES, Row, missing, read_rows
-from lorachord.runs.predictor import ANSWER_COLUMNS
+from lorachord.runs.predictor import ANSWER_COLUMNS, load
+from lorachord.runs.progress import Progress
 from lorachord.whole import finite, new_file
 
 STDIN = "-"
+
+
+def answer_file(
+    model: str | Path, given: str, out: str | None, *, task: str | None = None, task_column: str | None = None
+) -> int:
+    """Answer the rows of a file or of stdin, into a file or to stdout; whatever is wrong is said before a model is read.
+
+    Args:
+        model: as `predictor.load` takes it.
+        given: as `read_new_rows`.
+        out: the file to make; None for stdout, as CSV where the rows were CSV, and as JSON lines otherwise.
+        task, task_column: as `Predictor.predict`.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: as `load`, `read_new_rows`, `check_out` and `Predictor.predict`.
+    """
+    predictor, where = load(model), "stdin" if given == STDIN else given
+    found = read_new_rows(given, sys.stdin.buffer)
+    check_out(out, found)
+    _, rows = predictor.check(found, task, task_column, where)
+    with Progress(len(rows), stream=sys.stderr) as progress:
+        answers = predictor.predict(rows, task, task_column=task_column, where=where, progress=progress)
+    together = [{**row, **own} for row, own in zip(rows, answers, strict=True)]
+    write_rows(out, together, sys.stdout, as_csv=given.endswith(".csv"))
+    return len(rows)
 
 
 def read_new_rows(path: str, stream: Any) -> list[Row] | list[str]:

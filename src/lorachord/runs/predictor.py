@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -195,8 +195,3 @@ def load(path: str | Path) -> Predictor:
         ValueError: the folder is none of these, the run is not finished, or a file in it is damaged.
     """
     return Predictor(find_served(path))
-
-
-def with_answers(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Each row with its answer beside its own columns."""
-    return [{**row, **own} for row, own in zip(rows, answers, strict=True)]

@@ -177,6 +177,7 @@ def _task(described: Any, file: Path) -> Task:
             labels=tuple(names[str(index)] for index in range(len(names))),
             answers=tuple(described.get("answers", ())),
             prompt=described["prompt"],
+            prefix=described.get("prefix", ""),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None

@@ -68,6 +68,7 @@ def _described(task: Task) -> dict[str, Any]:
         "text": list(task.text_columns),
         "choices": task.choices,
         "columns": columns,
+        "prefix": task.prefix,
         **names,
         "prompt": task.prompt,
         **answers,
