@@ -24,7 +24,7 @@ STDIN = "-"
 def answer_file(
     model: str | Path, given: str, out: str | None, *, task: str | None = None, task_column: str | None = None
 ) -> int:
-    """Answer the rows of a file or of stdin, into a file or to stdout; whatever is wrong is said before a model is read.
+    """Answer the rows of a file or of stdin, into a file or to stdout. Faults are said before a model is read.
 
     Args:
         model: as `predictor.load` takes it.
