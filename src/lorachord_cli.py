@@ -91,10 +91,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 COMPARE = """Trains each method with several learning rates and seeds at equal parameters, beside rows that
 every comparison needs: the base untrained, LoRA for each task alone, joint LoRA, joint LoRA with the
 task's name in the text, joint LoRA of high rank, and a front of fixed task weights. It ends with a
@@ -135,3 +131,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, HOST:PORT, or local")
     compare.add_argument("--time", metavar="TIME", help="end within 30m, 2h, ...: leaves out what does not fit")
     compare.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
