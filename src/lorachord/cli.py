@@ -106,6 +106,40 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if arguments.json else score_table(scores, constant_scores(tasks, records)))
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from lorachord.runs.compare.command import Where, compare
+    from lorachord.runs.compare.rows import split_rows
+    from lorachord.runs.compare.tables import terminal
+    from lorachord.runs.compare.timing import seconds_of
+    from lorachord.runs.recipe import read_recipe
+
+    rates = None
+    if arguments.rates != "auto":
+        try:
+            rates = [float(rate) for rate in arguments.rates.split(",")]
+        except ValueError:
+            raise ValueError(f"--rates takes numbers with commas, or auto; got {arguments.rates!r}.") from None
+    out = Path(arguments.out or Path("comparisons", Path(arguments.recipe).stem))
+    seconds = None if arguments.time is None else seconds_of(arguments.time)
+    found = compare(
+        read_recipe(arguments.recipe, arguments.set, arguments.data),
+        split_rows(arguments.methods),
+        out,
+        seeds=arguments.seeds,
+        rates=rates,
+        budget=arguments.budget,
+        claims=split_rows(arguments.claims),
+        effect=arguments.effect,
+        data_dir=arguments.data,
+        where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds),
+    )
+    print(json.dumps(found, indent=2) if arguments.json else terminal(found))
+    if not arguments.json:
+        print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
+
+
 def _merge(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import merge_run
 
@@ -170,6 +204,7 @@ COMMANDS = {
     "models": _models,
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,

@@ -39,7 +39,7 @@ class RowReader:
             ValueError: a column is missing or holds something else than the kind of the task needs.
         """
         texts = [self._text(row, position, column) for column in self.task.text_columns]
-        example: Example = {"first": texts[0], "second": texts[1] if len(texts) == 2 else ""}
+        example: Example = {"first": self.task.prefix + texts[0], "second": texts[1] if len(texts) == 2 else ""}
         if self.task.kind == "multiple_choice":
             example["choices"] = self._options(row, position)
         example["label"] = self._label(row, position, example.get("choices", self.task.labels))
