@@ -32,7 +32,7 @@ def test_a_decoders_prompt_has_the_name_as_well(tiny_llama: Path, task_files: Pa
 
 @pytest.mark.parametrize("name_in_text", [False, True])
 def test_generated_tasks_too(tiny_bert: Path, name_in_text: bool) -> None:
-    lab = {"lab": {"name": "lab-contradiction", "num_tasks": 2, "num_train": 40, "num_dev": 20}}
+    lab = {"lab": {"name": "lab-contradiction", "num_tasks": 2, "num_train": 40, "num_dev": 1000}}
     made = recipe(tiny_bert, tasks={"own": [], "name_in_text": name_in_text, **lab})
     data = load_data(made, made.tasks.chosen(), None)
-    assert [row["first"].startswith("lab_contradiction_1: ") for row in data.data[1].dev] == [name_in_text] * 20
+    assert [row["first"].startswith("lab_contradiction_1: ") for row in data.data[1].dev] == [name_in_text] * 1000

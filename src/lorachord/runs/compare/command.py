@@ -40,6 +40,10 @@ class Where:
     ray: str | None = None
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs is {self.jobs}; it must be at least 1.")
+
     @property
     def size(self) -> int:
         """Trials at once."""
@@ -137,8 +141,6 @@ def _check_data(plan: Plan) -> None:
 
 
 def _workers(where: Where, threads: int, folder: SweepFolder) -> Workers:
-    if where.size < 1:
-        raise ValueError(f"--jobs is {where.size}; it must be at least 1.")
     if where.ray is None:
         return Processes(where.size, threads)
     cluster = RayCluster(where.ray, where.size, threads)

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lorachord.core.budget as budget
+from lorachord.core.budget import count_parameters
 from lorachord.core.config import LayerSpec
 from lorachord.data.task import Task
 from lorachord.messages import suggest
 from lorachord.runs.checks import check
-from lorachord.runs.compare.fitting import Fitted, fitted
+from lorachord.runs.compare.fitting import fitted
 from lorachord.runs.compare.rows import (
+    HIGH,
     HIGH_RANK,
     NAMED,
     REFERENCE,
@@ -182,31 +183,35 @@ def _with_parameters(
     rows: Sequence[Row], recipe: Recipe, layers: Sequence[LayerSpec], num_tasks: int, kind: Budget
 ) -> tuple[list[Row], dict[str, tuple[int, float]]]:
     """The rows with options that meet the budget, and the parameters of each."""
-    own = {key: value for key, value in recipe.method.items() if key != "name"}
-    counted = _counted(recipe.method["name"], layers, num_tasks, own)
+    reference, given = recipe.method["name"], {key: value for key, value in recipe.method.items() if key != "name"}
+    budget = _counted(reference, layers, num_tasks, given)
+    widest = min(min(layer.d_in, layer.d_out) for layer in layers)
     made, parameters = [], {}
     for row in rows:
-        options = {key: value for key, value in row.method.items() if key != "name"}
-        name = row.method["name"]
-        if kind == "equal" or row.name == HIGH_RANK:
-            if name == REFERENCE and name != recipe.method["name"]:
-                options.pop("r", None)
-            target = round(counted * (row.budget or 1.0))
-            if name == recipe.method["name"] and row.name == HIGH_RANK:
-                options.pop("r", None)
-            found = fitted(name, layers, target, num_tasks=num_tasks, options=options)
-        else:
-            total = _counted(name, layers, num_tasks, options)
-            found = Fitted(options=options, parameters=total, share=total / counted)
-        made.append(replace(row, method={"name": name, **found.options}))
-        parameters[row.name] = (found.parameters, found.parameters / counted)
+        name, options = row.method["name"], {key: value for key, value in row.method.items() if key != "name"}
+        if row.name == HIGH_RANK:
+            # As high as the layers let it be.
+            whole = fitted(name, layers, budget, num_tasks=num_tasks, options=_without_rank(options)).options["r"]
+            options["r"] = (
+                [min(HIGH * r, widest) for r in whole] if isinstance(whole, list) else min(HIGH * whole, widest)
+            )
+        elif kind == "equal":
+            # The reference's own rank is the budget, and any other method's is found.
+            options = dict(fitted(name, layers, budget, num_tasks=num_tasks, options=options).options)
+        total = _counted(name, layers, num_tasks, options)
+        made.append(replace(row, method={"name": name, **options}))
+        parameters[row.name] = (total, total / budget)
     return made, parameters
+
+
+def _without_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "r"}
 
 
 def _counted(name: str, layers: Sequence[LayerSpec], num_tasks: int, options: Mapping[str, Any]) -> int:
     known = {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"}
     own = {key: value for key, value in options.items() if key not in known}
-    return budget.count_parameters(name, layers, num_tasks=num_tasks, options=own).total
+    return count_parameters(name, layers, num_tasks=num_tasks, options=own).total
 
 
 def _claim(text: str, names: Sequence[str]) -> Claim:

@@ -43,7 +43,6 @@ class Row:
         named: whether the task's name stands before each text. Default false.
         weights: of the tasks' losses. Default: as the recipe has them.
         trained: false for the base as it is. Default true.
-        budget: times the parameters of the comparison that the row has; None for as many as its options give.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Row:
     named: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
     trained: bool = True
-    budget: float | None = 1.0
 
     @property
     def is_told(self) -> bool:
@@ -135,7 +133,7 @@ def standing_rows(recipe: Recipe) -> tuple[Row, ...]:
         Row(name=REFERENCE, method=plain),
         Row(name=NAMED, method=plain, named=True),
         Row(name=SINGLE, method=plain, mode="single"),
-        Row(name=HIGH_RANK, method=plain, budget=float(HIGH)),
+        Row(name=HIGH_RANK, method=plain),
     )
 
 

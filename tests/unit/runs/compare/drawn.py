@@ -6,6 +6,7 @@ all runs share, and of deviations by seed, by method and example, and by all thr
 Shapes: W draws of a whole comparison, R methods, S seeds, N examples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,3 +81,11 @@ def variances(right: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
     own = change.var(axis=2, ddof=1).mean(axis=1) / num_examples
     shared = (num_seeds * sampling - own) / (num_seeds - 1)
     return by_seed.mean(axis=1), by_seed.var(axis=1, ddof=1) / num_seeds, shared, sampling
+
+
+def records(predictions: Sequence, labels: Sequence) -> list[dict]:
+    """A run's records of one task."""
+    return [
+        {"idx": index, "label": label, "prediction": prediction}
+        for index, (prediction, label) in enumerate(zip(predictions, labels, strict=True))
+    ]

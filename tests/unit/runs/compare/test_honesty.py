@@ -5,9 +5,11 @@ from functools import cache
 import numpy as np
 import pytest
 
+from lorachord.data.task import Task
+from lorachord.runs.compare.sample import Sample, Scores
 from lorachord.runs.compare.statistics import LEVEL, Contrast, half_width, holm, holm_levels, smallest_visible
 
-from .drawn import REGIMES, draw_right, variances
+from .drawn import REGIMES, draw_right, records, variances
 
 DRAWS = 1000
 regimes = pytest.mark.parametrize("name", REGIMES)
@@ -77,3 +79,25 @@ def test_of_four_claims_a_false_one_is_seldom_called(num_seeds: int, lead: float
 def contrast(row: np.ndarray, num_seeds: int) -> Contrast:
     value, seeds, shared, sampling = row.tolist()
     return Contrast(value=value, seeds=seeds, shared=max(shared, 0), sampling=sampling, num_seeds=num_seeds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["examples dominate", "all three"])
+def test_whole_comparisons_of_records_are_as_honest(name: str) -> None:
+    """The mean of two tasks, of which one is scored by F1, whose sampling is resampled."""
+    tasks = [Task(metric, kind="classification", text="text", labels=("no", "yes"), metric=metric)
+             for metric in ("accuracy", "f1")]  # fmt: skip
+    generator = np.random.default_rng(4)
+    rights = [draw_right(REGIMES[name], 3, draws=DRAWS, seed=seed, num_examples=200) for seed in (5, 6)]
+    wrong = 0
+    for draw in range(DRAWS):
+        labels = (generator.random((2, 200)) < 0.4).astype(int)
+        runs = {}
+        for row, method in enumerate(("first", "second")):
+            runs[method] = [
+                {task.name: records(np.where(right[draw, row, seed], own, 1 - own).tolist(), own.tolist())
+                 for task, right, own in zip(tasks, rights, labels, strict=True)}
+                for seed in range(3)
+            ]  # fmt: skip
+        wrong += Scores(Sample(tasks, runs)).difference("first", "second").is_different
+    assert wrong / DRAWS <= 0.07

@@ -11,19 +11,12 @@ from lorachord.data.task import Task
 from lorachord.runs.compare.sample import Sample, Scores
 from lorachord.runs.compare.statistics import Contrast
 
-from .drawn import REGIMES, draw_right, variances
+from .drawn import REGIMES, draw_right, records, variances
 
 ACCURACY = Task("a", kind="classification", text="text", labels=("no", "yes"))
 OTHER = Task("b", kind="classification", text="text", labels=("no", "yes"))
 F1 = Task("f", kind="classification", text="text", labels=("no", "yes"), metric="f1")
 NUMBERS = Task("n", kind="regression", text="text")
-
-
-def records(predictions: Sequence, labels: Sequence) -> list[dict]:
-    return [
-        {"idx": index, "label": label, "prediction": prediction}
-        for index, (prediction, label) in enumerate(zip(predictions, labels, strict=True))
-    ]
 
 
 def sample(right: np.ndarray, tasks: Sequence[Task] = (ACCURACY,)) -> Sample:

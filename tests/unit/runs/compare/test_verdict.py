@@ -117,7 +117,7 @@ def test_the_terminal_has_80_columns_and_the_files_every_row() -> None:
     )
     shown = terminal(result)
     assert max(map(len, shown.splitlines())) <= 80
-    assert "mtl_lora[num_ups=1,temp..." in shown
+    assert "mtl_lora[num_ups=1,..." in shown
     assert isinstance(result["rows"], list)
     assert len(as_csv(result).splitlines()) == 1 + len(result["rows"])
     assert all(row["name"] in as_markdown(result) for row in result["rows"])
