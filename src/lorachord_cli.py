@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TypeAlias
 
+import shtab
+
 from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -30,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; `command` is the name of the command that was given."""
     parser = argparse.ArgumentParser(prog="lorachord", description="Multi-task low-rank adaptation.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('lorachord')}")
+    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for this shell")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_lists(commands)
     _add_check(commands)

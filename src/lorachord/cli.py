@@ -7,13 +7,13 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.endings import in_words
-from lorachord.messages import table
+from lorachord.messages import show, table
 from lorachord_cli import build_parser
 
 
@@ -25,14 +25,14 @@ def _methods(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps([row for row in method_rows() if page is None or row["name"] == page.name], indent=2))
         return
-    print(as_text(page) if page else summary())
+    show(as_text(page) if page else summary())
 
 
 def _models(arguments: argparse.Namespace) -> None:
     from lorachord.models.catalogue import CATALOGUE
 
     rows = [[name, model.kind, model.licence, model.description] for name, model in CATALOGUE.items()]
-    print(table([["name", "kind", "licence", "what it is"], *rows]))
+    show(table([["name", "kind", "licence", "what it is"], *rows]))
 
 
 def _suites(arguments: argparse.Namespace) -> None:
@@ -55,7 +55,15 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace, rows: list[dict[str, Any]], shown: Any, columns: Sequence[str]) -> None:
-    print(json.dumps(rows, indent=2, allow_nan=False) if arguments.json else shown(rows, columns))
+    _tell(arguments, rows, lambda: shown(rows, columns))
+
+
+def _tell(arguments: argparse.Namespace, plain: Any, words: Callable[[], str]) -> None:
+    """Print plain data as JSON, where that was asked for, or the same in words."""
+    if arguments.json:
+        print(json.dumps(plain, indent=2, allow_nan=False))
+    else:
+        show(words())
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -64,7 +72,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
     found = forecast(recipe, arguments.data, timed=not arguments.no_time)
-    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if arguments.json else as_text(recipe, found))
+    _tell(arguments, found.to_dict(), lambda: as_text(recipe, found))
     if found.problems:
         raise ValueError(f"this recipe cannot be trained; problems: {len(found.problems)}. {found.problems[0]}")
 
@@ -85,7 +93,7 @@ def _train(arguments: argparse.Namespace) -> None:
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
-    print(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
+    show(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
     print(f"The run is in {folder.path}.")
 
 
@@ -99,12 +107,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.beside is not None:
         other, data_dir, again = arguments.beside, arguments.data, arguments.again
         found = beside(run, other, split, names=names, data_dir=data_dir, again=again)
-        print(json.dumps(found, indent=2) if arguments.json else beside_table(found))
+        _tell(arguments, found, lambda: beside_table(found))
         return
     records = predictions(run, split, names=names, data_dir=arguments.data, again=arguments.again)
     tasks = choose_tasks(open_run(run), names)
     scores = scores_of(tasks, records)
-    print(json.dumps(scores, indent=2) if arguments.json else score_table(scores, constant_scores(tasks, records)))
+    _tell(arguments, scores, lambda: score_table(scores, constant_scores(tasks, records)))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -136,7 +144,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds),
     )
-    print(json.dumps(found, indent=2) if arguments.json else terminal(found))
+    _tell(arguments, found, lambda: terminal(found))
     if not arguments.json:
         print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
 
@@ -197,9 +205,9 @@ def _fuse(arguments: argparse.Namespace) -> None:
     if found["svd_error"] is not None:
         print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
     if "rank_correlation" in found["notes"]:
-        print(loss_table(found["notes"]))
+        show(loss_table(found["notes"]))
     if "scores" in found:
-        print(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
+        show(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")
 
 
