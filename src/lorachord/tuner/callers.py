@@ -50,7 +50,7 @@ class _Block:
     """An `on_task` block; closed, it counts nowhere any more, whoever leaves it and in whatever order."""
 
     def __init__(self, named: Mapping[Caller, Named]) -> None:
-        self.named = named
+        self.named = dict(named)
         self.open = True
 
 
@@ -88,8 +88,16 @@ class Caller:
                 return block.named[self]
         return _NOTHING
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Caller:
+        """That of a copy of the model, which is in the caller's blocks too, as long as they are open."""
+        made = Caller()
+        for block in _blocks.get():
+            if self in block.named:
+                block.named[made] = block.named[self]
+        return made
+
     def __reduce__(self) -> Any:
-        # A copy or a pickle of a model has no callers yet.
+        # Elsewhere the model has no callers yet.
         return Caller, ()
 
 
