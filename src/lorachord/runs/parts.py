@@ -15,7 +15,8 @@ from lorachord.data.task import Task, check_tasks
 from lorachord.messages import suggest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -61,7 +62,7 @@ class LabPart:
     num_tasks: Positive = 4
     num_train: Positive = 2000
     num_dev: Positive = 1000
-    seed: int = 0
+    seed: Seed = 0
 
     def generate(self) -> Lab:
         """The tasks and their rows."""
@@ -93,7 +94,7 @@ class TasksPart:
     lab: LabPart | None = None
     max_rows: Positive | None = None
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("suite", "own", "lab") if getattr(self, name)]

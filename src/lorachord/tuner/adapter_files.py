@@ -14,6 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lorachord.core.config import LARGEST
 from lorachord.whole import read_json
 
 CONFIG = "adapter_config.json"
@@ -147,6 +148,8 @@ def check_tensors(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     for name, found in saved.items():
         if found.is_floating_point() and not bool(found.isfinite().all()):
             raise ValueError(f"The saved adapter is damaged: {name} holds NaN or infinity.")
+        if found.is_floating_point() and found.numel() and float(found.abs().max()) > LARGEST:
+            raise ValueError(f"The saved adapter is damaged: {name} holds {float(found.abs().max()):.3g}.")
 
 
 def _largest(path: Path) -> int:
