@@ -16,7 +16,7 @@ from lorachord.messages import suggest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(ge=1, le=10**12)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,14 +52,14 @@ class LabPart:
     Args:
         name: `lab-contradiction` or `lab-dominance`.
         k: probability of a text on which the tasks disagree. Default .5.
-        num_tasks: of lab-contradiction. Default 4; lab-dominance has 2.
+        num_tasks: of lab-contradiction, 64 at most. Default 4; lab-dominance has 2.
         num_train, num_dev: texts. Defaults 2000 and 1000.
         seed: of the texts. Default 0.
     """
 
     name: Literal["lab-contradiction", "lab-dominance"]
     k: Share = 0.5
-    num_tasks: Positive = 4
+    num_tasks: Annotated[int, Field(ge=1, le=64)] = 4
     num_train: Positive = 2000
     num_dev: Positive = 1000
     seed: Seed = 0
