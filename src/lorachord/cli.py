@@ -17,42 +17,9 @@ from lorachord.messages import table
 from lorachord_cli import build_parser
 
 
-def method_rows() -> list[dict[str, Any]]:
-    """One row a method: what `lorachord methods --json` prints."""
-    from lorachord.baselines import BASELINES, FORMULAS
-    from lorachord.core.context import Mixing
-    from lorachord.core.registry import all_methods
-    from lorachord.method_pages import MERGES
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": cls.method,
-            "paper": cls.paper,
-            "core": cls.mixing.value,
-            "merges": MERGES[cls.mixing],
-            "needs_task_ids": cls.mixing is Mixing.TASK,
-            "parameters": cls.parameters_formula,
-            "options": cls.Config().to_dict(),
-        }
-        for cls in all_methods().values()
-    ]
-    rows += [
-        {
-            "name": name,
-            "paper": paper,
-            "core": "static",
-            "merges": "yes",
-            "needs_task_ids": False,
-            "parameters": FORMULAS[name],
-            "options": {"r": 8, "alpha": 16.0, "dropout": 0.0, "rslora": False},
-        }
-        for name, paper in BASELINES.items()
-    ]
-    return rows
-
-
 def _methods(arguments: argparse.Namespace) -> None:
     from lorachord.method_pages import as_text, method_page, summary
+    from lorachord.runs.listing import method_rows
 
     page = method_page(arguments.name) if arguments.name else None
     if arguments.json:
@@ -66,6 +33,40 @@ def _models(arguments: argparse.Namespace) -> None:
 
     rows = [[name, model.kind, model.licence, model.description] for name, model in CATALOGUE.items()]
     print(table([["name", "kind", "licence", "what it is"], *rows]))
+
+
+def _suites(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, suite_rows
+
+    _list(arguments, suite_rows(), as_table, ("suite", "tasks"))
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, task_rows
+
+    _list(arguments, task_rows(arguments.of, arguments.data), as_table, ("task", "kind", "metric", "text", "labels"))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, run_rows
+
+    columns = ("run", "method", "mode", "seed", "tasks", "finished", "mean", "worst")
+    _list(arguments, run_rows(arguments.folder), as_table, columns)
+
+
+def _list(arguments: argparse.Namespace, rows: list[dict[str, Any]], shown: Any, columns: Sequence[str]) -> None:
+    print(json.dumps(rows, indent=2, allow_nan=False) if arguments.json else shown(rows, columns))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.forecast import as_text, forecast
+    from lorachord.runs.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
+    found = forecast(recipe, arguments.data, timed=not arguments.no_time)
+    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if arguments.json else as_text(recipe, found))
+    if found.problems:
+        raise ValueError(f"this recipe cannot be trained; problems: {len(found.problems)}. {found.problems[0]}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -140,6 +141,15 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
 
 
+def _predict(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.new_rows import answer_file
+
+    given, out = arguments.input, arguments.out
+    count = answer_file(arguments.model, given, out, task=arguments.task, task_column=arguments.task_column)
+    if out is not None:
+        print(f"The answers to {count:,} rows are in {out}.")
+
+
 def _merge(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import merge_run
 
@@ -202,9 +212,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 COMMANDS = {
     "methods": _methods,
     "models": _models,
+    "suites": _suites,
+    "tasks": _tasks,
+    "runs": _runs,
+    "check": _check,
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "predict": _predict,
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -133,6 +134,9 @@ class RayCluster(Workers):
             if address == "local":
                 ray.init(num_cpus=size * threads, **how)
             else:
+                # Ray itself tries for minutes.
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
                 del how["include_dashboard"]
                 ray.init(address, **how)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
