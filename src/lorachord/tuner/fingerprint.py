@@ -66,6 +66,8 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
     if saved["sample"] is None or found["sample"] is None:
         return
     ours, theirs = torch.tensor(saved["sample"]), torch.tensor(found["sample"])
+    if ours.shape != theirs.shape:
+        raise ValueError(f"The base_fingerprint of the adapter is damaged: {len(ours)} weights, not {len(theirs)}.")
     distance = float((ours - theirs).norm() / ours.norm().clamp_min(1e-12))
     if distance > OTHER_BASE:
         raise ValueError(

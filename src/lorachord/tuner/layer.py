@@ -98,7 +98,7 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         """The base layer's output plus the update of every active adapter."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged or self.shared.prompts.embedding:
+        if self.disable_adapters or self.merged or self.shared.caller.passing.embedding:
             out: Tensor = self.base_layer(x, *args, **kwargs)
             return out
         layer: Frozen = partial(_called, self.base_layer, args, kwargs) if args or kwargs else self.base_layer

@@ -9,7 +9,7 @@ Shapes: B samples, L tokens, F features of an embedding, C clusters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lorachord.core.registry import get_method
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.kernels.devices import moved
 from lorachord.tuner.batches import first_input, is_packed
+from lorachord.tuner.callers import Caller
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 from lorachord.tuner.peft_config import LorachordConfig
 
@@ -33,34 +34,24 @@ IGNORED = -100
 ON_CACHE = "_lorachord_prompts"
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What `on_task` says of the prompts: True for their tokens (B, L), and their embeddings (B, F)."""
-
-    mask_BL: Tensor | None = None
-    embedding_BF: Tensor | None = None
-
-
 class Prompts:
     """The prompts of the passes through one model.
 
+    Args:
+        caller: who says what they are, in `on_task`.
+
     Attributes:
-        given: what `on_task` says of them.
         encoders: what embeds them, by adapter; None for an adapter that needs no embedding. Only adapters that choose
             by prompt are in here.
         centroids: (C, F) by adapter, once they are fitted.
         configs: of all adapters; the centroids are saved in them.
-        embedding: whether a pass of the frozen base is under way, in which no adapter acts.
-        pending: what the pass under way keeps, where there is no cache yet to put it on.
     """
 
-    def __init__(self) -> None:
-        self.given = Given()
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
         self.encoders: dict[str, str | None] = {}
         self.centroids: dict[str, Tensor] = {}
         self.configs: dict[str, LorachordConfig] = {}
-        self.embedding = False
-        self.pending: dict[str, Context] = {}
 
     def add_adapter(self, name: str, adapters: list[Adapter], config: LorachordConfig) -> None:
         """Take up an adapter, which may choose by prompt or not; the name may have been another's before."""
@@ -134,12 +125,13 @@ class Prompts:
         if isinstance(cache, Cache):
             vars(cache)[ON_CACHE] = kept
         else:
-            self.pending = kept
+            self.caller.passing.pending = kept
         return contexts
 
     def finish(self, output: Any) -> None:
         """After a pass: put what it has kept on the cache that it has made, if any."""
-        kept, self.pending = self.pending, {}
+        passing = self.caller.passing
+        kept, passing.pending = passing.pending, {}
         values = output.values() if isinstance(output, ModelOutput) else output if isinstance(output, tuple) else ()
         cache = next((value for value in values if isinstance(value, Cache)), None)
         if kept and cache is not None:
@@ -153,8 +145,9 @@ class Prompts:
             mask_BL = attended.bool()
         else:
             mask_BL = torch.ones(size, dtype=torch.bool, device=tokens.device)
-        if self.given.mask_BL is not None:
-            return _fitted(moved(self.given.mask_BL.bool(), tokens.device), size) & mask_BL
+        given = self.caller.named.given.mask_BL
+        if given is not None:
+            return _fitted(moved(given.bool(), tokens.device), size) & mask_BL
         # In other models (a label for each token of an encoder's text) all tokens are there from the start.
         writes = isinstance(model, PreTrainedModel) and model.can_generate()
         if writes and isinstance(labels, Tensor) and labels.shape == size:
@@ -162,7 +155,7 @@ class Prompts:
         return mask_BL
 
     def _embedding(self, name: str, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
-        given = self.given.embedding_BF
+        given = self.caller.named.given.embedding_BF
         if given is not None:
             return _repeated(moved(given, mask_BL.device), len(mask_BL), "an embedding")
         if self.encoders[name] != "base":
@@ -179,11 +172,12 @@ class Prompts:
                 f"A {type(model).__name__}, which is no transformers model, cannot embed its prompts: give their "
                 "embeddings, with lorachord.on_task(model, tasks, embedding=...)."
             )
-        self.embedding = True
+        passing = self.caller.passing
+        passing.embedding = True
         try:
             return base_embedding(model, inputs, mask_BL)
         finally:
-            self.embedding = False
+            passing.embedding = False
 
     def _cosines(self, name: str, embedding_BF: Tensor) -> Tensor:
         if name not in self.centroids:
