@@ -33,6 +33,7 @@ from lorachord.fusion import TaskVectors, fuse, load_task_vectors
 from lorachord.heads import TaskHeads, add_heads
 from lorachord.methods import (
     Allot,
+    CoMoL,
     HydraLoRA,
     LoRA,
     MALoRA,
@@ -115,6 +116,7 @@ __all__ = [  # noqa: RUF022
     "MoDE",
     "MALoRA",
     "MoELoRA",
+    "CoMoL",
     "MixLoRA",
     "MoR1E",
     # Extend: the classes that a method of your own derives from.

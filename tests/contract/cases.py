@@ -12,6 +12,7 @@ import lorachord as lc
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
 from tests.reference import (
+    comol,
     hydralora,
     lora,
     malora,
@@ -93,6 +94,13 @@ def of_mtl_lora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Te
 def of_hydralora(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
     ups = blocks(adapter.up, adapter.config.r)
     return hydralora.forward(x, weight, A=adapter.down, B=ups, router=adapter.router.weight, **scale_of(adapter))
+
+
+def of_comol(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
+    matrices = blocks(adapter.matrices, adapter.config.r)
+    return comol.forward(
+        x, weight, A=adapter.down, B=adapter.up, M=matrices, W_r=adapter.router.weight, **scale_of(adapter)
+    )
 
 
 def of_mosld(adapter: Any, x: Tensor, weight: Tensor, tasks: list[int]) -> Tensor:
@@ -217,6 +225,8 @@ CASES = [
     Case("mtl_lora", of_mtl_lora, {"r": 3, "num_ups": 2}),
     Case("mtl_lora", of_mtl_lora, {"r": 4, "transform": "diagonal", "unknown_task": "mean"}),
     Case("hydralora", of_hydralora, {"r": 3, "num_experts": 4, "balance": 0.1}),
+    Case("comol", of_comol, {"r": 3, "num_experts": 4}),
+    Case("comol", of_comol, {"r": 2, "num_experts": [2, 3], "balance": 0.1, "z": 0.1}),
     Case("mosld", of_mosld, {"r": 3, "num_experts": 4, "balance": 0.1, "weight_dropout": 0.3}),
     Case("mosld", of_mosld, {"r": 2, "num_experts": [2, 3], "balance": 0.0, "weight_dropout": 0.0}),
     Case("mode", of_mode, {"r": 4, "num_experts": 3}),

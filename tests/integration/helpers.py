@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mosld": {"r": 2, "num_experts": 3},
     "mode": {"r": 2, "num_experts": 2},
     "malora": {"r": 3, "num_experts": 2, "expert_rank": 2},
+    "comol": {"r": 2, "num_experts": 2},
     "moelora": {"r": 2, "num_experts": 2},
     "mixlora": {"r": 2, "num_experts": 3},
     "thanora": {"r": 3, "init": "kaiming", "allocation": "uniform", "tasks": ["a", "b"]},

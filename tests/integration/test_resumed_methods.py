@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mode": {},
     "malora": {},
     "moelora": {},
+    "comol": {},
     "mixlora": {},
     "mor1e": {"r1": 2, "r2": 2},
 }

@@ -20,6 +20,7 @@ Each task has a matrix between shared factors, and a mixture of several up-proje
 """
 
 from lorachord.methods.allot import Allot
+from lorachord.methods.comol import CoMoL
 from lorachord.methods.hydralora import HydraLoRA
 from lorachord.methods.lora import LoRA
 from lorachord.methods.malora import MALoRA
@@ -34,6 +35,7 @@ from lorachord.methods.thanora import ThanoRA
 
 __all__ = [
     "Allot",
+    "CoMoL",
     "HydraLoRA",
     "LoRA",
     "MALoRA",
