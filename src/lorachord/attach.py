@@ -37,8 +37,8 @@ def attach(
         calibration: from `lorachord.calibrate`, for methods that are fitted to their tasks first; it brings its tasks
             and settings with it.
         settings: the method's options (`r=8`, `alpha=16`, `dropout=0.0`, ...) and the fields of `LorachordConfig`
-            (`target_modules`, `modules_to_save`, `layers_to_transform`, ...). `target_modules` is `all-linear` unless
-            given. `task_type` is taken from the class of `base` where that is unambiguous; for a
+            (`target_modules`, `modules_to_save`, `layers_to_transform`, `align`, ...). `target_modules` is
+            `all-linear` unless given. `task_type` is taken from the class of `base` where that is unambiguous; for a
             ForSequenceClassification model that makes its head trainable and saves it with the adapter.
 
     Returns:

@@ -38,6 +38,7 @@ def assert_ranks_change_nothing(tmp_path: Path, *what: str) -> None:
     [
         ("lora", "ortho_lora"),
         ("moelora", "none"),
+        ("lora+align", "none"),
         pytest.param("mosld", "none", marks=pytest.mark.slow),
         pytest.param("mode", "none", marks=pytest.mark.slow),
         pytest.param("mtl_lora", "none", marks=pytest.mark.slow),

@@ -13,9 +13,9 @@ from tests.tiny_data import recipe
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"dropout": 0.1},
-    "multilora": {},
+    "multilora": {"align": 0.1},
     "thanora": {"r": 6},
-    "mtl_lora": {},
+    "mtl_lora": {"align": {"weight": 0.1, "floor": 1e-4}},
     "allot": {"warmup_steps": 2},
     "hydralora": {"balance": 0.01, "noise": 0.1},
     "mosld": {},

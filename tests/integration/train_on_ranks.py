@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "moelora": {"r": 4, "num_experts": 4, "balance": 2.0, "contrastive": 2.0, "contrastive_sequences": 64},
     "mode": {"r": 4, "balance": 2.0},
     "mor1e": {"r1": 2, "r2": 3},
+    "lora+align": {"r": 4, "align": 0.5},
 }
 BATCH = 6
 """Rows of a global batch of four tasks: some tasks are absent from a batch, and more from a rank's share of it."""
@@ -42,7 +43,9 @@ def main(out: str, method: str, rule: str, name: str = "equal", placing: str = "
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = lc.add_heads(tiny("bert").double(), {task.name: task.num_outputs for task in TASKS})
-    model = lc.attach(base.double(), method, tasks=[task.name for task in TASKS], **OPTIONS.get(method, {"r": 4}))
+    model = lc.attach(
+        base.double(), method.partition("+")[0], tasks=[task.name for task in TASKS], **OPTIONS.get(method, {"r": 4})
+    )
     # Only the first rank's values count.
     perturb(model, 0.1, seed=2 + int(os.environ.get("RANK", "0")))
     for module in model.modules():

@@ -59,7 +59,7 @@ class Adapter(Pass):
         self.layer = layer
         self.config = config.at(layer)
         self.num_tasks = len(tasks)
-        self.probes = None
+        self.probes = self.aligned = None
         if self.mixing is Mixing.TASK:
             # Saved beside the stacked parameters, whose order it fixes.
             self.register_buffer("task_digest", torch.tensor(tasks.digest()))

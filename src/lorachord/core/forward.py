@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorachord.core.align import Alignment
 from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
 from lorachord.core.probes import Probes
@@ -34,6 +35,7 @@ class Pass(nn.Module, ABC):
     Attributes:
         by_prompt: whether the core depends on a sample's prompt, so that each row's sample must be known.
         probes: None, or the leaves that receive the factors' gradients per task instead of the factors.
+        aligned: None, or what keeps the moments of each task's `A' drop(x)` for a penalty on them.
     """
 
     method: ClassVar[str]
@@ -44,6 +46,7 @@ class Pass(nn.Module, ABC):
     layer: LayerSpec
     config: MethodConfig
     probes: Probes | None
+    aligned: Alignment | None
 
     @property
     @abstractmethod
@@ -88,7 +91,8 @@ class Pass(nn.Module, ABC):
             )
         # Where nothing is differentiated, no gradients are collected.
         probes = self.probes if torch.is_grad_enabled() else None
-        by_task = self.mixing is Mixing.TASK or probes is not None
+        aligned = self.aligned if self.training else None
+        by_task = self.mixing is Mixing.TASK or probes is not None or aligned is not None
         batch, ctx = by_unit(x, ctx.to(x.device), self.layer.name, by_task=by_task, by_prompt=self.by_prompt)
         num_rows = batch[0] * batch[1]
         # Under autocast the frozen layer computes in autocast's dtype; so does the adapter.
@@ -97,6 +101,8 @@ class Pass(nn.Module, ABC):
         runs = None if probes is None else probes.row_runs(ctx, num_rows)
 
         h, seen, passed = self._inner(x, dtype, probes, runs, through=alone)
+        if aligned is not None:
+            aligned.see(laid_out(h, batch), ctx)
         folded_URO = self.folded_up(ctx, num_rows) if probes is None else None
         if folded_URO is None:
             mixed_BLS = self.core(laid_out(h, batch), laid_out(seen, batch), ctx)

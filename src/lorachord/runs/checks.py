@@ -69,6 +69,8 @@ def _check_method(recipe: Recipe, names: Sequence[str]) -> None:
         if method in BASELINES:
             baseline_config(method, **options)
         elif method in all_methods():
+            if options.get("align") is not None and recipe.mixture.batches == "one_task":
+                raise ValueError("align has nothing to compare in batches of one task: set mixture.batches to mixed.")
             config, cls = LorachordConfig.build(method, tasks=names, **options), all_methods()[method]
             if issubclass(cls, PromptLevel) and cls.embeds and cls.encoder(config.method_config) != "base":
                 resolve(cls.encoder(config.method_config))

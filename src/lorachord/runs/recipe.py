@@ -29,7 +29,7 @@ class Recipe:
         model: the base.
         tasks: what to train on.
         method: `name`, and the method's options beside it (`lorachord methods --json` prints them); the fields of
-            `LorachordConfig`, such as `target_modules`, as well.
+            `LorachordConfig`, such as `target_modules`, as well, and with them the penalty `align`.
         mixture: how batches are drawn.
         training: how long, in which steps, and what is written meanwhile.
         evaluation: how splits are scored.

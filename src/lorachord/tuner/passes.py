@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from lorachord.core.adapter import Adapter
+from lorachord.core.align import Alignment
 from lorachord.core.context import NO_CONTEXT, Batch, Context, PenaltyFrom
 from lorachord.tuner.batches import batch_of, first_input
 from lorachord.tuner.callers import Contexts
@@ -171,6 +172,10 @@ def install(model: nn.Module, state: SharedState, name: str, config: LorachordCo
     state.unverified.add(name)
     adapters = _adapters(model, name)
     sources = [adapter.penalty_from for adapter in adapters]
+    if config.alignment is not None:
+        sources.append(PenaltyFrom.PASS)
+        for adapter in adapters:
+            adapter.aligned = Alignment(config.alignment, len(config.task_names))
     state.penalty_from[name] = max(sources, key=list(PenaltyFrom).index, default=PenaltyFrom.NOTHING)
     state.prompts.add_adapter(name, adapters, config)
     passes = passes_of(model)

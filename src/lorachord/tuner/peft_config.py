@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from lorachord.core.align import Align
 from lorachord.core.config import MethodConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
@@ -33,6 +35,8 @@ class LorachordConfig(PeftConfig):
         exclude_modules: suffixes or a regex of modules to leave out.
         modules_to_save: modules to train in full and save beside the adapter (heads).
         layers_to_transform, layers_pattern: restrict `target_modules` to some blocks, as in PEFT's LoraConfig.
+        align: a penalty that draws the tasks together in rank space, for methods that do not route by the input: its
+            weight, or a mapping of `weight` (default 0.1) and `floor` (of variances, default 1e-6). Default: none.
         format_version: of the saved files; set by the library.
         base_fingerprint: what the adapter was trained on, to refuse another base; set by the library.
         centroids: of the training prompts' embeddings, of a method that routes by them; set by `fit_intuition`.
@@ -50,6 +54,7 @@ class LorachordConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    align: dict[str, float] | float | None = None
     target_parameters: None = None
     format_version: int = FORMAT_VERSION
     base_fingerprint: dict[str, Any] | None = None
@@ -72,11 +77,31 @@ class LorachordConfig(PeftConfig):
         if method.mixing is Mixing.TASK and not self.tasks:
             raise ValueError(f"{self.method} has parameters for each task: name them, as in tasks=['cola', 'sst2'].")
         _ = self.task_names
+        self._settle_align()
         # PEFT matches sets; lists come from JSON and from users.
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, (list, tuple)):
                 setattr(self, name, set(value))
+
+    def _settle_align(self) -> None:
+        if self.align is None:
+            return
+        given = self.align if isinstance(self.align, Mapping) else {"weight": self.align}
+        self.align = Align.from_dict(given).to_dict()
+        if get_method(self.method).mixing is Mixing.INPUT:
+            raise ValueError(
+                f"align compares the tasks of one pair of factors, and {self.method} routes by its input: leave it "
+                "out, or take `lora` or another method that does not (see `lorachord methods`)."
+            )
+        if not self.tasks:
+            raise ValueError("align compares tasks: name them, as in tasks=['cola', 'sst2'].")
+
+    @property
+    def alignment(self) -> Align | None:
+        """The settings of the penalty `align`; None where there is none."""
+        settings = None if self.align is None else Align.from_dict(self.align)  # type: ignore[arg-type]
+        return settings if settings is not None and settings.weight else None
 
     @property
     def task_names(self) -> TaskNames:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorachord.core.adapter import Adapter
+from lorachord.core.align import align_loss
 from lorachord.families.joint_penalty import JointPenalty
 from lorachord.tuner.walk import adapted_layers, states_of
 
@@ -27,7 +28,7 @@ def penalty(model: nn.Module) -> Tensor:
 
 
 def penalties(model: nn.Module) -> dict[str, Tensor]:
-    """The parts of `penalty` by name (`balance`, `z`, `contrastive`, `subspace`, ...), summed over layers.
+    """The parts of `penalty` by name (`balance`, `z`, `contrastive`, `subspace`, `align`), summed over layers.
 
     A penalty that its method gives no name has the method's.
 
@@ -54,9 +55,10 @@ def penalties(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _of_layers(method: type[Adapter], adapters: Sequence[Adapter]) -> list[tuple[str, Tensor]]:
+    aligned = align_loss([one.aligned for one in adapters if one.aligned is not None])
+    found: list[tuple[str, Tensor]] = [] if aligned is None else [("align", aligned)]
     if issubclass(method, JointPenalty):
-        return list(method.penalties(adapters).items())  # type: ignore[arg-type]
-    found: list[tuple[str, Tensor]] = []
+        return [*found, *method.penalties(adapters).items()]  # type: ignore[arg-type]
     for adapter in adapters:
         own = adapter.penalty()
         if own is not None:

@@ -32,6 +32,11 @@ from lorachord.tuner import target_layers
 Claim = tuple[str, str]
 """Two rows, of which the first is claimed to differ from the second."""
 Budget = Literal["equal", "own"]
+BESIDE = (
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    "align",
+)
+"""Keys of a recipe's method on which no number of parameters of a layer depends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +202,9 @@ def _with_parameters(
             )
         elif kind == "equal":
             # The reference's own rank is the budget, and any other method's is found.
-            options = dict(fitted(name, layers, budget, num_tasks=num_tasks, options=options).options)
+            beside = {key: value for key, value in options.items() if key in BESIDE}
+            own = {key: value for key, value in options.items() if key not in BESIDE}
+            options = {**fitted(name, layers, budget, num_tasks=num_tasks, options=own).options, **beside}
         total = _counted(name, layers, num_tasks, options)
         made.append(replace(row, method={"name": name, **options}))
         parameters[row.name] = (total, total / budget)
@@ -209,8 +216,7 @@ def _without_rank(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counted(name: str, layers: Sequence[LayerSpec], num_tasks: int, options: Mapping[str, Any]) -> int:
-    known = {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"}
-    own = {key: value for key, value in options.items() if key not in known}
+    own = {key: value for key, value in options.items() if key not in BESIDE}
     return count_parameters(name, layers, num_tasks=num_tasks, options=own).total
 
 

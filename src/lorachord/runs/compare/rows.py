@@ -160,7 +160,7 @@ def _shared(recipe: Recipe, method: str) -> dict[str, Any]:
         if (recipe.method["name"] in all_methods())
         else {"r", "alpha", "rslora"}
     )
-    return {key: value for key, value in recipe.method.items() if key not in {"name", "calibration", *own}}
+    return {key: value for key, value in recipe.method.items() if key not in {"name", "calibration", "align", *own}}
 
 
 def _named(text: str) -> tuple[str, dict[str, Any]]:
