@@ -52,24 +52,30 @@ class LabPart:
     Args:
         name: `lab-contradiction` or `lab-dominance`.
         k: probability of a text on which the tasks disagree. Default .5.
-        num_tasks: of lab-contradiction, 64 at most. Default 4; lab-dominance has 2.
+        cue: of lab-contradiction, the probability that the place of a text says the task. Default 0.
+        num_tasks: of lab-contradiction, 64 at most, and 8 with a cue. Default 4; lab-dominance has 2.
         num_train, num_dev: texts. Defaults 2000 and 1000.
         seed: of the texts. Default 0.
     """
 
     name: Literal["lab-contradiction", "lab-dominance"]
     k: Share = 0.5
+    cue: Share = 0.0
     num_tasks: Annotated[int, Field(ge=1, le=64)] = 4
     num_train: Positive = 2000
     num_dev: Positive = 1000
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.cue and self.name == "lab-dominance":
+            raise ValueError("cue is for lab-contradiction: the texts of lab-dominance all say the task.")
 
     def generate(self) -> Lab:
         """The tasks and their rows."""
         sizes = {"k": self.k, "seed": self.seed, "num_train": self.num_train, "num_dev": self.num_dev}
         if self.name == "lab-dominance":
             return lab_dominance(**sizes)  # type: ignore[arg-type]
-        return lab_contradiction(num_tasks=self.num_tasks, **sizes)  # type: ignore[arg-type]
+        return lab_contradiction(num_tasks=self.num_tasks, cue=self.cue, **sizes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -82,7 +88,8 @@ class TasksPart:
         own: tasks in full. `labels` may be a file with a name a line, or be left out: then they are the texts that are
             labels in any of the task's splits, in sorted order.
         lab: generated tasks.
-        max_rows: at most this many rows of each task for train and val together. Default: all.
+        max_rows: at most this many rows of each task for train and val together; or by task, as in {mrpc: 200}, and
+            all of the tasks that are not named. Default: all.
         name_in_text: put each task's name before its texts, as in "team: the parcel is late": the cheapest way to tell
             a model its task. Default false.
         weights: of tasks' losses, by name. Default: 1 each, or what the lab prescribes.
@@ -94,7 +101,7 @@ class TasksPart:
     only: tuple[str, ...] | None = None
     own: tuple[Task, ...] = ()
     lab: LabPart | None = None
-    max_rows: Positive | None = None
+    max_rows: Positive | dict[str, Positive] | None = None
     name_in_text: bool = False
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     seed: Seed = 0
@@ -107,6 +114,9 @@ class TasksPart:
         for name in self.only or ():
             if name not in known:
                 raise ValueError(f"only names {name!r}, which is not among these tasks. {suggest(name, known)}")
+        for name in self.max_rows if isinstance(self.max_rows, dict) else ():
+            if name not in known:
+                raise ValueError(f"max_rows names {name!r}, which is not among these tasks. {suggest(name, known)}")
         self.chosen()
 
     def _all(self) -> Sequence[Task]:
@@ -121,7 +131,9 @@ class TasksPart:
             known = {task.name: task for task in tasks}
             tasks = [known[name] for name in self.only]
         check_tasks(tasks)
-        if self.max_rows is not None:
+        if isinstance(self.max_rows, dict):
+            tasks = [replace(task, max_rows=self.max_rows.get(task.name, task.max_rows)) for task in tasks]
+        elif self.max_rows is not None:
             tasks = [replace(task, max_rows=self.max_rows) for task in tasks]
         if self.name_in_text:
             tasks = [replace(task, prefix=f"{task.name}: ") for task in tasks]

@@ -131,6 +131,17 @@ def test_every_default_is_written_out() -> None:
         ({"tasks": {"own": []}}, "tasks: give one of suite, own and lab; found none."),
         ({"tasks": {"own": [], "suite": "glu"}}, "tasks: There is no suite 'glu'. Did you mean 'glue'?"),
         ({"tasks": {"own": [], "lab": {"name": "lab"}}}, "tasks.lab.name: must be 'lab-contradiction' or"),
+        ({"tasks": {"own": [], "lab": {**LAB, "cue": 2}}}, "tasks.lab.cue: must be less than or equal to 1; found 2"),
+        (
+            {"tasks": {"own": [], "lab": {**LAB, "name": "lab-dominance", "cue": 0.5}}},
+            "tasks.lab: cue is for lab-contradiction",
+        ),
+        (
+            {"tasks": {"own": [], "lab": {**LAB, "cue": 0.5, "num_tasks": 12}}},
+            "num_tasks is 12; a cue tells at most 8 tasks apart",
+        ),
+        ({"tasks": {"max_rows": {"colours": 5}}}, "tasks: max_rows names 'colours', which is not among these tasks."),
+        ({"tasks": {"max_rows": {"colour": 0}}}, "must be greater than or equal to 1; found 0"),
         ({"tasks": {"own": [], "lab": {**LAB, "k": 2}}}, "tasks.lab.k: must be less than or equal to 1; found 2"),
         ({"tasks": {"only": ["colors"]}}, "tasks: only names 'colors', which is not among these tasks. Did you mean"),
         ({"tasks": {"only": ["size", "size"]}}, "tasks: Task names must be unique; repeated: size"),
@@ -217,7 +228,22 @@ def test_only_takes_tasks_in_its_own_order_and_max_rows_is_for_each() -> None:
     assert [(task.name, task.max_rows) for task in part.chosen()] == [("number", 9), ("colour", 9)]
 
 
+def test_max_rows_by_task_leaves_the_others_as_they_are() -> None:
+    fields = own("colour", "size", "number")
+    fields[1]["max_rows"] = 7
+    tasks = {"own": fields, "max_rows": {"number": 5, "colour": 3}}
+    recipe = recipe_from({"model": {"name": "m", "kind": "encoder"}, "tasks": tasks})
+    assert [task.max_rows for task in recipe.tasks.chosen()] == [3, 7, 5]
+    # Of a run of one task alone, the others' numbers stay.
+    alone = recipe_from({"model": {"name": "m", "kind": "encoder"}, "tasks": {**tasks, "only": ["size"]}})
+    assert [task.max_rows for task in alone.tasks.chosen()] == [7]
+    assert recipe_from(recipe.to_dict()) == recipe
+
+
 def test_the_lab_is_generated_from_its_part() -> None:
+    cued = recipe_from({"model": {"name": "m", "kind": "encoder"}, "tasks": {"lab": {**LAB, "cue": 0.5}}}).tasks.lab
+    assert cued is not None
+    assert cued.generate().cue == 0.5
     recipe = recipe_from({"model": {"name": "m", "kind": "encoder"}, "tasks": {"lab": {**LAB, "num_tasks": 2}}})
     lab = recipe.tasks.lab
     assert lab is not None
