@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import lorachord.fusion as fusion
 import lorachord.methods as methods
+from lorachord.add_task import add_task
 from lorachord.attach import attach
 from lorachord.balance import make_balance
 from lorachord.calibration import calibrate
@@ -75,6 +76,7 @@ _ON_DEMAND = {
 __all__ = [  # noqa: RUF022
     # Use: put an adapter on a model, name tasks, and take an ordinary model or LoRA away.
     "attach",
+    "add_task",
     "LorachordConfig",
     "target_layers",
     "on_task",

@@ -113,6 +113,23 @@ def add_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> nn.Module:
     return model
 
 
+def grow_heads(model: nn.Module, task: str, width: int) -> None:
+    """Give every set of heads per task in `model` one more, in place; of the trained set, the new one is trainable.
+
+    Raises:
+        ValueError: the width is below 1.
+    """
+    if width < 1:
+        raise ValueError(f"The head of task {task!r} must have at least one output, not {width}.")
+    trained = heads_of(model)
+    for heads in [module for module in model.modules() if isinstance(module, TaskHeads)]:
+        names = TaskNames((*heads.shared.task_names[HEADS].names, task))
+        head = _of_width(next(iter(heads.heads.values())), width)
+        heads.heads[key(task)] = head.requires_grad_(trained is not None and heads is trained[1])
+        heads.width = max(heads.width, width)
+        heads.shared.task_names[HEADS] = names
+
+
 def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
     """The path and the module of the trained heads per task in `model`, if it has any."""
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, TaskHeads)]
