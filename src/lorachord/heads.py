@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.tasks import TaskNames
+from lorachord.tuner.parts import HEAD_NAMES
 from lorachord.tuner.state import HEADS, SharedState
 
 logger = logging.getLogger(__name__)
-HEAD_NAMES = ("classifier", "score")
 
 
 class TaskHeads(nn.Module):

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.heads import HEAD_NAMES
 from lorachord.tuner.layer import linear_features
+from lorachord.tuner.parts import HEAD_NAMES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lorachord.heads import HEAD_NAMES, TaskHeads, add_heads, keep_head, key
+from lorachord.heads import TaskHeads, add_heads, keep_head, key
+from lorachord.tuner.parts import HEAD_NAMES
 from lorachord.tuner.state import HEADS
 
 Heads = dict[str, dict[str, Tensor]]

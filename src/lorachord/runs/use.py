@@ -50,7 +50,7 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
     tasks = folder.recipe.tasks.chosen()
     if (folder.path / "adapter").is_dir():
         check_adapter(folder.path / "adapter")
-    base, kind = load_plain(folder.recipe, tasks)
+    base, kind = load_plain(folder.recipe, tasks, trained=True)
     model = PeftModel.from_pretrained(base, str(folder.path / "adapter"))
     return model.eval(), kind, tasks
 
