@@ -46,6 +46,7 @@ class Generate:
         state.contexts = self.with_batch(self.model, inputs, state.named)
         state.generating = True
         try:
-            return self.generate(*args, **kwargs)
+            with state.prompts.generating(inputs):
+                return self.generate(*args, **kwargs)
         finally:
             state.generating, state.contexts = generating, contexts

@@ -84,7 +84,10 @@ def lacking(model: nn.Module) -> list[str]:
     The output layer of a language model is left out: transformers makes it anew when the vocabulary grows, and PEFT
     then saves it.
     """
-    if not isinstance(model, PreTrainedModel) or not any(_is_read(parameter) for parameter in model.parameters()):
+    if not isinstance(model, PreTrainedModel):
+        return []
+    weights = (parameter for _, module in own_modules(model) for parameter in module.parameters(recurse=False))
+    if not any(_is_read(parameter) for parameter in weights):
         return []
     output = model.get_output_embeddings()
     known, absent = set[str](), list[str]()
@@ -107,7 +110,7 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of the base, with the names that they have without adapters."""
     for name, module in model.named_modules():
         path = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
-        if "modules_to_save" not in path:
+        if not any(part.startswith(("modules_to_save", "lorachord_", "lora_")) for part in path):
             yield ".".join(path), module
 
 

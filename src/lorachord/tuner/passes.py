@@ -23,6 +23,7 @@ from lorachord.tuner.batches import batch_of, first_input
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
 from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.prompt_masks import attended
 from lorachord.tuner.state import Contexts, SharedState
 from lorachord.tuner.uncalled import FirstPass, have_linears_called, have_linears_left
 from lorachord.tuner.walk import active_adapters, adapted_layers
@@ -97,6 +98,9 @@ class Passes:
         if batch is None:
             return contexts
         mask_BL = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        given = first_input(inputs)
+        if mask is not None and mask_BL is None and given is not None:
+            mask_BL = attended(inputs, given.shape[:2])
         found = {}
         for name in state.task_names:
             context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.generating)
