@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--again", action="store_true", help="predict anew, although predictions are saved")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
 
+    _add_compare(commands)
+
     merge = commands.add_parser("merge", help="write a plain model with a run's adapter merged in")
     merge.add_argument("run_folder", metavar="RUN")
     merge.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
@@ -86,6 +89,48 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
     demo.add_argument("--force", action="store_true", help="remove the demo that --out holds first")
     return parser
+
+
+COMPARE = """Trains each method with several learning rates and seeds at equal parameters, beside rows that
+every comparison needs: the base untrained, LoRA for each task alone, joint LoRA, joint LoRA with the
+task's name in the text, joint LoRA of high rank, and a front of fixed task weights. It ends with a
+verdict: which method to take, that joint LoRA will do, or what so few seeds cannot show.
+
+The recipe is that of joint LoRA; its rank sets the budget. A comparison that was stopped or killed
+goes on with the same command.
+
+examples:
+  lorachord compare support.yaml --methods mtl_lora,lora+ortho_lora
+  lorachord compare support.yaml --methods 'mtl_lora[num_ups=1],hydralora' --seeds 5 --jobs 2 --time 2h
+  lorachord compare support.yaml --methods mtl_lora --claims mtl_lora:lora+name
+"""
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="find out which method pays on your tasks, or that none does",
+        description=COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("recipe", help="a YAML file of joint LoRA; see docs/compare.md")
+    methods = "with commas: METHOD, METHOD[option=value,...], METHOD+RULE, METHOD+BALANCE; see `lorachord methods`"
+    compare.add_argument("--methods", required=True, metavar="ROWS", help=methods)
+    compare.add_argument("--out", metavar="DIR", help="the folder; default: comparisons/RECIPE")
+    compare.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
+    compare.add_argument("--data", metavar="DIR", help="a folder with a folder of files per task")
+    compare.add_argument("--seeds", type=int, default=3, help="of each row; default: 3")
+    rates = "with commas; default: auto, a grid around the recipe's rate that widens until the best is inside"
+    compare.add_argument("--rates", default="auto", metavar="RATES", help=rates)
+    budget = "equal parameters within 2 %% (default), or each row's own"
+    compare.add_argument("--budget", choices=("equal", "own"), default="equal", help=budget)
+    claims = "A:B, two rows each, with commas; default: every row against lora"
+    compare.add_argument("--claims", default="", metavar="CLAIMS", help=claims)
+    compare.add_argument("--effect", type=float, default=0.02, help="smallest difference that matters; default: 0.02")
+    compare.add_argument("--jobs", type=int, help="trials at once; default: one for each two CPUs")
+    compare.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, HOST:PORT, or local")
+    compare.add_argument("--time", metavar="TIME", help="end within 30m, 2h, ...: leaves out what does not fit")
+    compare.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from lorachord.runs.recipe import read_recipe
     from lorachord.runs.scores import score_table
     from lorachord.runs.train import train
+    from lorachord.runs.use import predictions
 
     recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
     out = arguments.out or Path("runs", Path(arguments.recipe).stem)
@@ -83,15 +84,15 @@ def _train(arguments: argparse.Namespace) -> None:
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
-    print(score_table(folder.metrics["dev"], constant_scores(folder, "dev", recipe.tasks.chosen())))
+    print(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
     print(f"The run is in {folder.path}.")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from lorachord.runs.beside import beside, beside_table
     from lorachord.runs.constants import constant_scores
-    from lorachord.runs.scores import score_table
-    from lorachord.runs.use import choose_tasks, evaluate, open_run
+    from lorachord.runs.scores import score_table, scores_of
+    from lorachord.runs.use import choose_tasks, open_run, predictions
 
     run, split, names = arguments.run_folder, arguments.split, arguments.task
     if arguments.beside is not None:
@@ -99,12 +100,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         found = beside(run, other, split, names=names, data_dir=data_dir, again=again)
         print(json.dumps(found, indent=2) if arguments.json else beside_table(found))
         return
-    scores = evaluate(run, split, names=names, data_dir=arguments.data, again=arguments.again)
-    if arguments.json:
-        print(json.dumps(scores, indent=2))
-        return
-    folder = open_run(run)
-    print(score_table(scores, constant_scores(folder, split, choose_tasks(folder, names))))
+    records = predictions(run, split, names=names, data_dir=arguments.data, again=arguments.again)
+    tasks = choose_tasks(open_run(run), names)
+    scores = scores_of(tasks, records)
+    print(json.dumps(scores, indent=2) if arguments.json else score_table(scores, constant_scores(tasks, records)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from lorachord.runs.compare.command import Where, compare
+    from lorachord.runs.compare.rows import split_rows
+    from lorachord.runs.compare.tables import terminal
+    from lorachord.runs.compare.timing import seconds_of
+    from lorachord.runs.recipe import read_recipe
+
+    rates = None
+    if arguments.rates != "auto":
+        try:
+            rates = [float(rate) for rate in arguments.rates.split(",")]
+        except ValueError:
+            raise ValueError(f"--rates takes numbers with commas, or auto; got {arguments.rates!r}.") from None
+    out = Path(arguments.out or Path("comparisons", Path(arguments.recipe).stem))
+    seconds = None if arguments.time is None else seconds_of(arguments.time)
+    found = compare(
+        read_recipe(arguments.recipe, arguments.set, arguments.data),
+        split_rows(arguments.methods),
+        out,
+        seeds=arguments.seeds,
+        rates=rates,
+        budget=arguments.budget,
+        claims=split_rows(arguments.claims),
+        effect=arguments.effect,
+        data_dir=arguments.data,
+        where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds),
+    )
+    print(json.dumps(found, indent=2) if arguments.json else terminal(found))
+    if not arguments.json:
+        print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -171,6 +204,7 @@ COMMANDS = {
     "models": _models,
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question naming what lies near `word` in `known`, or nothing."""
+    near = get_close_matches(word, sorted(known), n=3, cutoff=0.5)
+    return "Did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """A sentence naming what lies near `word` in `known`, or all of `known` if nothing does."""
     names = sorted(known)
-    near = get_close_matches(word, names, n=3, cutoff=0.5)
-    if near:
-        return "Did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return "Known: " + (", ".join(names) if names else "none") + "."
+    return nearest(word, names) or "Known: " + (", ".join(names) if names else "none") + "."
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -91,6 +91,9 @@ def test_some_tasks_are_exported(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "--out", str(out), "--task", "size", "--task", "number"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["number", "size"]
     assert main(["export", str(run), "--out", str(tmp_path / "all")]) == 0
+    assert main(["export", str(run), "--out", str(out), "--task", "colour"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["colour", "number", "size"]
+    assert main(["export", str(run), "--out", str(out), "--task", "size"]) == 2
     first, again = (folder / "size" / "adapter_model.safetensors" for folder in (out, tmp_path / "all"))
     assert first.read_bytes() == again.read_bytes()
 
@@ -125,6 +128,17 @@ def test_test_rows_are_scored_as_when_the_other_files_are_there(joint: Path, tmp
     whole = write_data(tmp_path / "whole", *TASKS)
     shutil.copytree(alone, whole, dirs_exist_ok=True)
     assert evaluate(joint, "test", data_dir=whole, again=True) == scores
+
+
+def test_other_data_leave_the_runs_own_predictions_as_they_are(joint: Path, tmp_path: Path) -> None:
+    own = evaluate(joint, "dev")
+    before = {path.name: path.read_bytes() for path in (joint / "predictions" / "dev").iterdir()}
+    data = held_out(tmp_path / "tests", *TASKS)
+    for path in list(data.rglob("test*")):
+        path.rename(path.with_stem("dev"))
+    assert evaluate(joint, "dev", data_dir=data)["tasks"]["size"]["examples"] == 15
+    assert {path.name: path.read_bytes() for path in (joint / "predictions" / "dev").iterdir()} == before
+    assert evaluate(joint, "dev") == own
 
 
 def test_a_folder_without_test_rows_is_refused(run: Path, task_files: Path, capsys: pytest.CaptureFixture[str]) -> None:

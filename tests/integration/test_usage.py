@@ -37,6 +37,8 @@ def fields(*names: str) -> list[dict[str, Any]]:
     for task in made:
         if task["name"] == "colour":
             task |= {"labels": ["é: no", "yes"], "answers": ["no", "yes"], "prompt": PROMPT}
+        elif task["name"] != "size":
+            task["prefix"] = "up - "
     return made
 
 
@@ -62,7 +64,7 @@ def run(
 def stir(run: Path) -> None:
     """Give a decoder, which learns nothing in a few steps, an adapter by which its answers differ."""
     file = run / "adapter" / "adapter_model.safetensors"
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(7)
     moved = {name: value + torch.randn(value.shape, generator=generator) for name, value in load_file(file).items()}
     save_file(moved, file, metadata={"format": "pt"})
     evaluate(run, again=True)

@@ -55,7 +55,20 @@ def _exact_match(predictions: Values, references: Values) -> float:
     return _accuracy([_plain(text) for text in predictions], [_plain(text) for text in references])
 
 
+def _is_right(predictions: Values, references: Values) -> list[float]:
+    return [float(value == target) for value, target in zip(predictions, references, strict=True)]
+
+
+def _is_exact(predictions: Values, references: Values) -> list[float]:
+    return _is_right([_plain(text) for text in predictions], [_plain(text) for text in references])
+
+
 def _rouge_l(predictions: Values, references: Values) -> float:
+    scores = _rouge_l_each(predictions, references)
+    return sum(scores) / len(scores)
+
+
+def _rouge_l_each(predictions: Values, references: Values) -> list[float]:
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     from lorachord.data.words import RougeWords
@@ -66,7 +79,7 @@ def _rouge_l(predictions: Values, references: Values) -> float:
         # Texts without a word, such as a face or a mark, are compared as they are.
         same = text.split() == target.split()
         scores.append(1.0 if same else float(scorer.score(target, text)["rougeL"].fmeasure))
-    return sum(scores) / len(scores)
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +90,24 @@ class Metric:
         kinds: the kinds of tasks it fits.
         constant: the score where the predictions, or the references, are all the same and the formula divides zero by
             zero; None where the formula is defined there.
+        each: the score of every example, where the metric is their mean; otherwise None.
     """
 
     compute: Callable[[Values, Values], float]
     kinds: tuple[str, ...]
     constant: float | None = None
+    each: Callable[[Values, Values], list[float]] | None = None
 
 
 CLASSES = ("classification", "pair")
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_accuracy, (*CLASSES, "multiple_choice")),
+    "accuracy": Metric(_accuracy, (*CLASSES, "multiple_choice"), each=_is_right),
     "f1": Metric(_f1, CLASSES),
     "matthews": Metric(_matthews, CLASSES, constant=0.0),
     "pearson": Metric(_pearson, ("regression",), constant=0.0),
     "spearman": Metric(_spearman, ("regression",), constant=0.0),
-    "exact_match": Metric(_exact_match, ("generation",)),
-    "rouge_l": Metric(_rouge_l, ("generation",)),
+    "exact_match": Metric(_exact_match, ("generation",), each=_is_exact),
+    "rouge_l": Metric(_rouge_l, ("generation",), each=_rouge_l_each),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lorachord.data.class_labels import index, named, number, plain
 from lorachord.data.task import Source, Task
-from lorachord.messages import suggest
+from lorachord.messages import nearest, suggest
 
 Example = dict[str, Any]
 
@@ -39,7 +39,7 @@ class RowReader:
             ValueError: a column is missing or holds something else than the kind of the task needs.
         """
         texts = [self._text(row, position, column) for column in self.task.text_columns]
-        example: Example = {"first": texts[0], "second": texts[1] if len(texts) == 2 else ""}
+        example: Example = {"first": self.task.prefix + texts[0], "second": texts[1] if len(texts) == 2 else ""}
         if self.task.kind == "multiple_choice":
             example["choices"] = self._options(row, position)
         example["label"] = self._label(row, position, example.get("choices", self.task.labels))
@@ -99,8 +99,9 @@ class RowReader:
             elif value is None:
                 raise self._error(position, f"column {name!r} is missing: what holds its {part!r} is null there.")
             else:
-                known = ", ".join(map(str, row))
-                raise self._error(position, f"there is no column {name!r}. {suggest(name, row)} Columns: {known}.")
+                found = f"Columns: {', '.join(map(str, row))}."
+                said = " ".join(filter(None, (nearest(name, row), found)))
+                raise self._error(position, f"there is no column {name!r}. {said}")
         return value
 
     def _text(self, row: Mapping[str, Any], position: int, column: str) -> str:

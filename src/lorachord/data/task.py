@@ -79,6 +79,7 @@ class Task:
         metric: a name in `metrics.METRICS`. Default: accuracy, spearman for regression, rouge_l for generation.
         group: column(s) whose value keeps rows together when val is drawn from train. Default: the first text.
         max_rows: at most this many rows for train and val together. Default: all.
+        prefix: is put before the first text of every row, as in "team: ". Default: nothing.
 
     Raises:
         ValueError: any of these does not fit the others; the message says what would.
@@ -96,6 +97,7 @@ class Task:
     metric: str = ""
     group: str | tuple[str, ...] | None = None
     max_rows: int | None = None
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:

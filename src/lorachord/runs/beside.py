@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lorachord.messages import table
-from lorachord.runs.constants import constant_score, records_of
-from lorachord.runs.paired import same_labels
-from lorachord.runs.scores import report, shown
-from lorachord.runs.use import choose_tasks, evaluate, open_run
+from lorachord.runs.compare.sample import same_labels
+from lorachord.runs.constants import constant_scores
+from lorachord.runs.scores import scores_of, shown
+from lorachord.runs.use import choose_tasks, open_run, predictions
 
 
 def beside(
@@ -26,14 +26,14 @@ def beside(
 
     Args:
         names: of the tasks to compare. Default: all that both have.
-        split, data_dir, again: as for `evaluate`, for both runs.
+        split, data_dir, again: as for `predictions`, for both runs.
 
     Returns:
         `runs` (two names), `scores` (a report of each, as `evaluate` has it), `differences` (first minus second, by
         task, and of their `mean`), `majority` (see `constants.py`).
 
     Raises:
-        ValueError: as `evaluate`; no task in common, or other metrics or other examples of one.
+        ValueError: as `predictions`; no task in common, or other metrics or other examples of one.
     """
     folders = [open_run(run), open_run(other)]
     theirs = {task.name: task for task in folders[1].recipe.tasks.chosen()}
@@ -46,19 +46,16 @@ def beside(
         metric = theirs[task.name].metric
         if metric != task.metric:
             raise ValueError(f"Task {task.name!r} is scored by {task.metric} in {run}, and by {metric} in {other}.")
-    reports = [evaluate(each.path, split, names=chosen, data_dir=data_dir, again=again)["tasks"] for each in folders]
-    majority = {}
+    records = [predictions(each.path, split, names=chosen, data_dir=data_dir, again=again) for each in folders]
     for task in tasks:
-        records = [records_of(each, split, task) for each in folders]
-        same_labels(task, records)
-        majority[task.name] = constant_score(task, records[0])
-    first, second = (report({name: scored[name] for name in chosen}) for scored in reports)
+        same_labels(task, [own[task.name] for own in records])
+    first, second = (scores_of(tasks, own) for own in records)
     differences = {name: first["tasks"][name]["score"] - second["tasks"][name]["score"] for name in chosen}
     return {
         "runs": _names(folders[0].path, folders[1].path),
         "scores": [first, second],
         "differences": {"mean": first["mean"] - second["mean"], "tasks": differences},
-        "majority": majority,
+        "majority": constant_scores(tasks, records[0]),
     }
 
 
@@ -72,11 +69,9 @@ def beside_table(found: dict[str, Any]) -> str:
     """The table of what `beside` returns."""
     first, second = found["scores"]
     rows = [["task", "metric", *found["runs"], "difference", "majority", "examples"]]
-    for name, scored in first["tasks"].items():
-        scores = [shown(scored["score"]), shown(second["tasks"][name]["score"])]
+    for name, own in first["tasks"].items():
+        scores = [shown(own["score"]), shown(second["tasks"][name]["score"])]
         difference = f"{found['differences']['tasks'][name]:+.3f}"
-        rows.append(
-            [name, scored["metric"], *scores, difference, shown(found["majority"][name]), str(scored["examples"])]
-        )
+        rows.append([name, own["metric"], *scores, difference, shown(found["majority"][name]), str(own["examples"])])
     means = [shown(first["mean"]), shown(second["mean"]), f"{found['differences']['mean']:+.3f}"]
     return table([*rows, ["mean", "", *means, "", ""]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lorachord.data.metrics import score
 from lorachord.data.task import Task
@@ -30,9 +30,9 @@ def constant_score(task: Task, records: Sequence[Record]) -> float | None:
     return score(task.metric, [answer] * len(labels), labels)
 
 
-def constant_scores(run: RunFolder, split: str, tasks: Sequence[Task]) -> dict[str, float | None]:
-    """The same for tasks of a run, from its saved records of a split."""
-    return {task.name: constant_score(task, records_of(run, split, task)) for task in tasks}
+def constant_scores(tasks: Sequence[Task], records: Mapping[str, Sequence[Record]]) -> dict[str, float | None]:
+    """The same for several tasks, from the records of each."""
+    return {task.name: constant_score(task, records[task.name]) for task in tasks}
 
 
 def records_of(run: RunFolder, split: str, task: Task) -> list[Record]:

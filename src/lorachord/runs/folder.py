@@ -112,7 +112,7 @@ class RunFolder:
         if not resume:
             state = "a finished run" if found.finished else "an unfinished run"
             raise ValueError(f"{path} holds {state}: name a new folder, go on with --resume, or remove it by --force.")
-        differing = _differences(found.recipe.to_dict(), recipe.to_dict())
+        differing = differences(found.recipe.to_dict(), recipe.to_dict())
         if differing:
             raise ValueError(
                 f"{path} holds a run of another recipe, which cannot be resumed with this one:\n  "
@@ -222,12 +222,13 @@ def _environment(recipe: Recipe, text: str, data_dir: str | Path | None) -> dict
     }
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two trees of plain data, a line each."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         return [
             line
             for key in keys
-            for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         ]
     return [] if old == new else [f"{path}: the run has {old!r}, the recipe {new!r}"]

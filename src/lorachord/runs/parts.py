@@ -82,6 +82,8 @@ class TasksPart:
             labels in any of the task's splits, in sorted order.
         lab: generated tasks.
         max_rows: at most this many rows of each task for train and val together. Default: all.
+        name_in_text: put each task's name before its texts, as in "team: the parcel is late": the cheapest way to tell
+            a model its task. Default false.
         weights: of tasks' losses, by name. Default: 1 each, or what the lab prescribes.
         seed: of the choice of rows and of val. Default 0; kept while a run's own seed varies, so that seeds differ in
             training alone.
@@ -92,6 +94,7 @@ class TasksPart:
     own: tuple[Task, ...] = ()
     lab: LabPart | None = None
     max_rows: Positive | None = None
+    name_in_text: bool = False
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     seed: int = 0
 
@@ -111,13 +114,17 @@ class TasksPart:
         return get_suite(self.suite) if self.suite else self.own
 
     def chosen(self) -> tuple[Task, ...]:
-        """The tasks, `only` and `max_rows` applied; no data are read."""
+        """The tasks, `only`, `max_rows` and `name_in_text` applied; no data are read."""
         tasks = self._all()
         if self.only is not None:
             known = {task.name: task for task in tasks}
             tasks = [known[name] for name in self.only]
         check_tasks(tasks)
-        return tuple(task if self.max_rows is None else replace(task, max_rows=self.max_rows) for task in tasks)
+        if self.max_rows is not None:
+            tasks = [replace(task, max_rows=self.max_rows) for task in tasks]
+        if self.name_in_text:
+            tasks = [replace(task, prefix=f"{task.name}: ") for task in tasks]
+        return tuple(tasks)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -143,7 +150,8 @@ class TrainingPart:
     """
     Args:
         epochs: passes over the rows of all tasks together. Default 3, unless `max_steps` is given.
-        max_steps: optimiser steps, in place of epochs.
+        max_steps: optimiser steps, in place of epochs. With 0 nothing is trained: the base is scored as it is, with new
+            heads.
         batch_size: rows of an optimiser step, over all ranks and accumulated batches. Default 32.
         accumulation: how many batches these are split into. Default 1.
         learning_rate: peak. Default 1e-3.
@@ -163,7 +171,7 @@ class TrainingPart:
     """
 
     epochs: Positive | None = None
-    max_steps: Positive | None = None
+    max_steps: Annotated[int, Field(ge=0)] | None = None
     batch_size: Positive = 32
     accumulation: Positive = 1
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3

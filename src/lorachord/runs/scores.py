@@ -39,6 +39,11 @@ def save_scored(
     """Save the records of a split in `folder`, unless another rank does, and return their scores."""
     if write:
         save_records(folder, records)
+    return scores_of(tasks, records)
+
+
+def scores_of(tasks: Sequence[Task], records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """The report of tasks from the records of each."""
     return report({task.name: score_task(task, records[task.name]) for task in tasks})
 
 

@@ -20,7 +20,7 @@ def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
     made = {}
     for task, own in zip(recipe.tasks.chosen(), rows, strict=True):
         training = recipe.training
-        if training.max_steps is not None:
+        if training.max_steps:
             training = replace(training, max_steps=max(1, round(training.max_steps * own / sum(rows))))
         weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
         tasks = replace(recipe.tasks, only=(task.name,), weights=weights)

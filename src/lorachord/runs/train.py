@@ -157,8 +157,9 @@ def _train_jointly(
     began = time.monotonic()
     stopping = StopRequests(folder.path)
     trainer.add_callback(stopping)
-    with stopping.watching():
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if recipe.training.max_steps != 0:
+        with stopping.watching():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     seconds = time.monotonic() - began
 
     trainer.check_weights(model)

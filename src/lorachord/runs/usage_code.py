@@ -53,6 +53,8 @@ def predict_code(recipe: Recipe, task: Task) -> str:
     if task.kind == "multiple_choice":
         arguments.append("choices")
     head = f"def predict({', '.join(arguments)}):\n"
+    if task.prefix:
+        head += f"    first = {_quoted(task.prefix)} + first\n"
     if recipe.model.kind == "encoder":
         return _encoder(recipe, task, head)
     texts = ", ".join(f"{name}={name}" for name in ("first", "second")[: len(task.text)])

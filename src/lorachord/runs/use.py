@@ -19,7 +19,7 @@ from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.model import load_plain
 from lorachord.runs.progress import Progress
-from lorachord.runs.scores import read_records, report, score_task
+from lorachord.runs.scores import read_records, scores_of
 from lorachord.runs.tasksets import load_rows
 from lorachord.runs.usage import name_labels, write_usage
 from lorachord.training.model_kind import ModelKind, Record
@@ -69,18 +69,18 @@ def choose_tasks(folder: RunFolder, names: Sequence[str] | None = None) -> tuple
     return tuple(task for task in tasks if names is None or task.name in names)
 
 
-def evaluate(
+def predictions(
     run: str | Path,
     split: str = "dev",
     *,
     names: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
     again: bool = False,
-) -> dict[str, Any]:
-    """The scores of a run on one split, as in `metrics.json`.
+) -> dict[str, list[Record]]:
+    """The records of a run on one split, by task: labels and predictions of the rows, in their order.
 
-    Predictions that the run has saved are scored as they are, without the model; others are made, and saved. Data that
-    are named here need no file but that of the split; their rows are predicted anew.
+    Predictions that the run has saved are read, without the model; others are made, and saved. Data that are named
+    here need no file but that of the split; their rows are predicted anew, and the run's own predictions stay.
 
     Args:
         split: train, val, dev or test. Default dev.
@@ -94,16 +94,28 @@ def evaluate(
     folder = open_run(run)
     tasks = choose_tasks(folder, names)
     if folder.recipe.mode == "single":
-        parts = [evaluate(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
-        return report({name: scored for part in parts for name, scored in part["tasks"].items()})
+        parts = [predictions(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
+        return {name: records for part in parts for name, records in part.items()}
+    if data_dir is not None:
+        return _predicted(folder, tasks, split, data_dir)
     saved = folder.path / "predictions" / split
-    # What is saved may be of other data.
-    again = again or data_dir is not None
     lacking = [task for task in tasks if again or not (saved / f"{task.name}.jsonl").is_file()]
     if lacking:
-        save_records(saved, _predicted(folder, lacking, split, data_dir or folder.data_dir))
-    records = read_records(saved, tasks)
-    return report({task.name: score_task(task, records[task.name]) for task in tasks})
+        save_records(saved, _predicted(folder, lacking, split, folder.data_dir))
+    return read_records(saved, tasks)
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "dev",
+    *,
+    names: Sequence[str] | None = None,
+    data_dir: str | Path | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """The scores of a run on one split, as in `metrics.json`; arguments and errors as `predictions`."""
+    records = predictions(run, split, names=names, data_dir=data_dir, again=again)
+    return scores_of(choose_tasks(open_run(run), names), records)
 
 
 def _predicted(
@@ -131,13 +143,14 @@ def export_run(run: str | Path, out: str | Path, names: Sequence[str] | None = N
         The folders: `out`, or `out/TASK` for each task.
 
     Raises:
-        ValueError: as `load_run` and `export_lora`; `out` exists and is not empty; a task that the run has not.
+        ValueError: as `load_run` and `export_lora`; a folder to write exists and is not empty; a task that the run has
+            not.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
     folder = open_run(run)
     chosen = [task.name for task in choose_tasks(folder, names)]
+    # Asked for by name, tasks may be added to earlier exports.
+    _require_new(*([out / name for name in chosen] if names is not None else [out]))
     if folder.recipe.mode == "single":
         return [_export_single(folder.path / name, out / name) for name in chosen]
     model, _, tasks = load_run(run)
@@ -146,6 +159,12 @@ def export_run(run: str | Path, out: str | Path, names: Sequence[str] | None = N
         served = {name: [name] for name in chosen} if names is not None else {"": chosen}
         return [_export(folder, model, out / name, own, None) for name, own in served.items()]
     return [_export(folder, model, out / name, [name], name) for name in chosen]
+
+
+def _require_new(*folders: Path) -> None:
+    for out in folders:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
 
 
 def _export_single(run: Path, out: Path) -> Path:
@@ -172,8 +191,7 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
         ValueError: as `load_run` and `merge`; `out` exists and is not empty.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
+    _require_new(out)
     model, kind, tasks = load_run(run)
     if task is None:
         task, *others = _per_task(model, tasks)

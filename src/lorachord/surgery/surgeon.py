@@ -42,6 +42,13 @@ FACTORS = ("down", "up")
 GRANULARITIES = ("factor", "role", "global")
 COLLECTORS = {"one_pass": OnePass, "micro_batches": MicroBatches}
 
+OWN_RULES: dict[str, type[Rule]] = {cls.name: cls for cls in (OrthoLora, Significant, Sum)}
+
+
+def rule_names() -> tuple[str, ...]:
+    """Every rule, this package's own first."""
+    return (*OWN_RULES, *zoo_names())
+
 
 def make_rule(name: str, **options: Any) -> Rule:
     """A rule by its name.
@@ -49,15 +56,14 @@ def make_rule(name: str, **options: Any) -> Rule:
     Raises:
         ValueError: no such rule; the nearest is named.
     """
-    own: dict[str, type[Rule]] = {cls.name: cls for cls in (OrthoLora, Significant, Sum)}
-    if name in own:
+    if name in OWN_RULES:
         try:
-            return own[name](**options)
+            return OWN_RULES[name](**options)
         except TypeError as error:
             raise ValueError(f"{name}: {error}") from None
     if name in zoo_names():
         return TorchJD(name, **options)
-    raise ValueError(f"There is no rule {name!r}. {suggest(name, [*own, *zoo_names()])}")
+    raise ValueError(f"There is no rule {name!r}. {suggest(name, rule_names())}")
 
 
 def check_surgery(rule: str | Rule, *, granularity: str = "factor", collect: str = "one_pass", **options: Any) -> Rule:

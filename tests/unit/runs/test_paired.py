@@ -14,11 +14,6 @@ from lorachord.training.scoring import save_records
 NUM_EXAMPLES = 400
 
 
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorachord.runs.paired.NUM_RESAMPLES", 200)
-
-
 def run(path: Path, right: np.ndarray, mode: str = "joint", first_idx: int = 0) -> RunFolder:
     """A run's folder with predictions that are right where `right` (tasks, examples) says so."""
     names = ["glue_sst2", "glue_rte"]

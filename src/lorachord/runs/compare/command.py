@@ -1,0 +1,191 @@
+"""`lorachord compare`: from a recipe and the names of methods to a verdict."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+from lorachord.runs.compare.plan import Budget, Plan, make_plan
+from lorachord.runs.compare.results import results
+from lorachord.runs.compare.sweep import SweepFolder, run_sweep
+from lorachord.runs.compare.tables import as_csv, as_markdown
+from lorachord.runs.compare.workers import Processes, RayCluster, Workers
+from lorachord.runs.recipe import Recipe
+from lorachord.runs.stopping import Stopped
+from lorachord.runs.tasksets import load_data
+from lorachord.whole import write_json, write_text
+
+logger = logging.getLogger("lorachord")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where and how long trials run.
+
+    Args:
+        jobs: trials at once. Default: one for each two CPUs, at least one.
+        ray: the address of a Ray cluster, or "local". Default: processes of this machine.
+        seconds: in which the comparison has to end. Default: no limit.
+    """
+
+    jobs: int | None = None
+    ray: str | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs is {self.jobs}; it must be at least 1.")
+
+    @property
+    def size(self) -> int:
+        """Trials at once."""
+        return self.jobs if self.jobs is not None else max(1, (os.cpu_count() or 1) // 2)
+
+    @property
+    def threads(self) -> int:
+        """Of each trial."""
+        return max(1, (os.cpu_count() or 1) // self.size)
+
+
+def compare(
+    recipe: Recipe,
+    methods: Sequence[str],
+    out: str | Path,
+    *,
+    seeds: int = 3,
+    rates: Sequence[float] | None = None,
+    budget: Budget = "equal",
+    claims: Sequence[str] = (),
+    effect: float = 0.02,
+    data_dir: str | Path | None = None,
+    where: Where | None = None,
+) -> dict[str, Any]:
+    """Compare methods on the tasks of a recipe, or go on with the comparison that a folder holds.
+
+    Args:
+        recipe: of joint LoRA: the base, the tasks, the steps, the rank that sets the budget.
+        methods: rows, as `rows.parse_row` reads them. Standing rows are added; see `rows.standing_rows`.
+        out: the folder; see `sweep.py`.
+        seeds: how many of each row. Default 3.
+        rates: learning rates to choose from. Default: a ladder around the recipe's, widened until the best is inside.
+        budget: `equal` parameters within 2 % (default), or each row's `own`.
+        claims: see `make_plan`.
+        effect: the smallest difference of means that would matter. Default 0.02.
+        data_dir: as for `train`.
+        where: see `Where`.
+
+    Returns:
+        See `results.results`; the same is written as `compare.json`, `compare.csv` and `compare.md`.
+
+    Raises:
+        ValueError: whatever is wrong with the recipe, the rows, the data or the folder, before any training.
+        Stopped: the process was asked to stop; finished trials are kept, and the others have saved checkpoints.
+    """
+    where, folder = where or Where(), SweepFolder(out)
+    saved = folder.saved_plan() if folder.is_there else None
+    # Digits depend on the threads of a trial: these stay as they were at the beginning.
+    threads = where.threads if saved is None else saved.threads
+    plan = make_plan(
+        recipe,
+        methods,
+        seeds=seeds,
+        rates=rates,
+        budget_kind=budget,
+        claims=claims,
+        effect=effect,
+        threads=threads,
+        data_dir=data_dir,
+    )
+    _check_data(plan)
+    workers = _workers(where, threads, folder)
+    try:
+        state = folder.begin(plan)
+        with _stopping(workers, folder):
+            is_whole = run_sweep(folder, state, workers, seconds=where.seconds)
+    finally:
+        workers.close()
+    if not is_whole:
+        logger.info("The time is over; the same command goes on with the rest.")
+    return write_results(folder, results(state))
+
+
+def write_results(folder: SweepFolder, found: dict[str, Any]) -> dict[str, Any]:
+    """Write `compare.json`, `compare.csv` and `compare.md`, and return what was found."""
+    write_json(folder.path / "compare.json", found)
+    write_text(folder.path / "compare.csv", as_csv(found))
+    write_text(folder.path / "compare.md", as_markdown(found))
+    return found
+
+
+def _check_data(plan: Plan) -> None:
+    """Read the data once, so that their faults are said before the first trial.
+
+    Raises:
+        ValueError: as `load_data`, or a task has too few rows to be scored.
+    """
+    data = load_data(plan.recipe, plan.tasks, plan.data_dir)
+    for split in ("val", "dev"):
+        for task, rows in zip(plan.tasks, data.split(split, plan.recipe.evaluation.max_rows, 0), strict=True):
+            if len(rows) < 2:
+                raise ValueError(
+                    f"Task {task.name!r} has {len(rows)} rows of {split}; a comparison needs two at least."
+                )
+
+
+def _workers(where: Where, threads: int, folder: SweepFolder) -> Workers:
+    if where.ray is None:
+        return Processes(where.size, threads)
+    cluster = RayCluster(where.ray, where.size, threads)
+    token = f".seen-{uuid4().hex}"
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.path.absolute().parent
+    (beside / token).touch()
+    try:
+        cluster.check_folder(str(beside), token)
+    except ValueError:
+        cluster.close()
+        raise
+    finally:
+        (beside / token).unlink()
+    return cluster
+
+
+@contextmanager
+def _stopping(workers: Workers, folder: SweepFolder) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let the trials save what they have, and say how to go on."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(
+            f"Stopped. The finished trials are in {folder.path}; the same command goes on with the rest.", 128 + number
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Stopped:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        workers.stop()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_results(out: str | Path) -> dict[str, Any]:
+    """The result of a comparison, made of its finished trials.
+
+    Raises:
+        ValueError: no folder of a comparison.
+    """
+    folder = SweepFolder(out)
+    plan = folder.saved_plan()
+    return results(folder.load(plan))

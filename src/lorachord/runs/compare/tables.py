@@ -1,0 +1,167 @@
+"""The result of a comparison as text for a terminal of 80 columns, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorachord.messages import table
+from lorachord.runs.compare.ladder import Edge
+
+Result = Mapping[str, Any]
+WIDTH = 80
+NAMES = 22
+"""Columns of a row's name at most."""
+MARKS = {Edge.INTERIOR.value: "", Edge.END.value: "e", Edge.CHANCE.value: "c", Edge.GIVEN.value: "g"}
+
+
+def terminal(found: Result) -> str:
+    """The tables and the verdict, at most 80 columns wide."""
+    rows = [row for row in found["rows"] if "mean" in row]
+    parts = [table(_main(rows)), _tasks(found, rows), _notes(found, rows)]
+    parts.append("\n".join(textwrap.wrap(found["verdict"]["text"], WIDTH)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _main(rows: Sequence[Result]) -> list[list[str]]:
+    lines = [["row", "mean", "worst", "against lora", "gap", "rate", "time"]]
+    for row in rows:
+        gap = row.get("gap_recovered")
+        lines.append(
+            [
+                _cut(row["name"]),
+                f"{row['mean']:.3f}",
+                f"{row['worst']:.3f}",
+                _difference(row.get("difference")),
+                "" if gap is None else f"{gap['value']:.2f}",
+                "" if row["rate"] is None else f"{row['rate']:g}{MARKS[row['edge']]}",
+                _time(row["seconds"]),
+            ]
+        )
+    return lines
+
+
+def _tasks(found: Result, rows: Sequence[Result]) -> str:
+    """The score of each task, in as many tables as the width asks for."""
+    names = [task["name"] for task in found["tasks"]]
+    majority = {task["name"]: task["majority"] for task in found["tasks"]}
+    each = max(2, (WIDTH - NAMES) // (max(map(len, names)) + 2))
+    blocks = []
+    for start in range(0, len(names), each):
+        own = names[start : start + each]
+        lines = [["row", *own]]
+        lines += [[_cut(row["name"]), *(f"{row['scores'][name]:.3f}" for name in own)] for row in rows]
+        lines.append(["most frequent answer", *(_or_blank(majority[name]) for name in own)])
+        blocks.append(table(lines))
+    return "\n\n".join(blocks)
+
+
+def _notes(found: Result, rows: Sequence[Result]) -> str:
+    said = []
+    if any(row.get("difference") for row in rows):
+        count = len(found["seeds"])
+        said.append(
+            f"Against lora: the difference of means over {count} seeds with its 95 % interval; * where that leaves out "
+            "0. Claims are corrected for their number:"
+            if count > 1
+            else "One seed: differences have no interval."
+        )
+    lines = [textwrap.fill(line, WIDTH) for line in said]
+    claims = [claim for claim in found["claims"] if claim["level"] is not None]
+    if claims:
+        lines.append(table([["claim", "difference", "visible", ""], *map(_claim, claims)]))
+    used = {row["edge"] for row in rows}
+    meanings = {
+        Edge.END.value: "e: the best rate is the last that was tried",
+        Edge.CHANCE.value: "c: at chance with every rate",
+        Edge.GIVEN.value: "g: the one rate that was given",
+    }
+    lines += [text for edge, text in meanings.items() if edge in used]
+    lines += [f"{row['name']} failed: {row['failed']}" for row in found["rows"] if row["failed"]]
+    if found["left_out"]:
+        lines.append(f"Left out to save time: {', '.join(found['left_out'])}.")
+    return "\n".join(lines)
+
+
+def _claim(claim: Result) -> list[str]:
+    state = "different" if claim["different"] else "not different"
+    interval = f"{claim['value']:+.3f} ± {claim['half_width']:.3f}"
+    return [_cut(f"{claim['first']} : {claim['second']}", 34), interval, f"{claim['smallest']:.3f}", state]
+
+
+def _difference(found: Result | None) -> str:
+    if found is None:
+        return ""
+    if found["half_width"] is None:
+        return f"{found['value']:+.3f}"
+    return f"{found['value']:+.3f} ± {found['half_width']:.3f}{'*' if found['different'] else ''}"
+
+
+def _cut(name: str, width: int = NAMES) -> str:
+    return name if len(name) <= width else f"{name[: width - 3]}..."
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _or_blank(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def columns(found: Result) -> tuple[list[str], list[list[str]]]:
+    """The header and the cells of the whole table, for Markdown and CSV."""
+    names = [task["name"] for task in found["tasks"]]
+    header = ["row", "parameters", "share", "rate", "rate lies", *names, "mean", "worst", "against lora", "half width"]
+    header += ["smallest visible", "gap recovered", "forgetting", "seconds", "memory MiB", "merges", "told the task"]
+    cells = []
+    for row in found["rows"]:
+        if "mean" not in row:
+            continue
+        difference, gap = row.get("difference") or {}, row.get("gap_recovered")
+        numbers = [row["scores"][name] for name in names]
+        numbers += [row["mean"], row["worst"], difference.get("value"), difference.get("half_width")]
+        numbers += [difference.get("smallest"), None if gap is None else gap["value"], row["forgetting"]]
+        memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
+        rate = "" if row["rate"] is None else f"{row['rate']:g}"
+        cells.append(
+            [row["name"], str(row["parameters"]), f"{row['share']:.3f}", rate, row["edge"] or ""]
+            + [_or_blank(number) for number in numbers]
+            + [f"{row['seconds']:.0f}", memory, row["merges"], "yes" if row["told"] else "no"]
+        )
+    return header, cells
+
+
+def as_csv(found: Result) -> str:
+    """A line a row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header, cells = columns(found)
+    writer.writerow(header)
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def as_markdown(found: Result) -> str:
+    """The verdict, the table and the claims."""
+    header, cells = columns(found)
+    lines = [f"**{found['verdict']['text']}**", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
+    claims = [claim for claim in found["claims"] if claim["level"] is not None]
+    if claims:
+        lines += [
+            "",
+            "| claim | difference | interval | smallest visible | corrected p | |",
+            "|---|---|---|---|---|---|",
+        ]
+    for claim in claims:
+        state = "different" if claim["different"] else "not different"
+        lines.append(
+            f"| {claim['first']} : {claim['second']} | {claim['value']:+.3f} | ± {claim['half_width']:.3f} | "
+            f"{claim['smallest']:.3f} | {claim['adjusted_p']:.3f} | {state} |"
+        )
+    return "\n".join(lines) + "\n"

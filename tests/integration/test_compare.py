@@ -1,0 +1,218 @@
+"""`lorachord compare` with real trials of a tiny encoder: a result, a way to go on, refusals before any training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from lorachord.runs.compare.command import load_results
+from lorachord.runs.compare.plan import make_plan
+from lorachord.runs.compare.results import results
+from lorachord.runs.compare.sweep import SweepFolder, run_sweep
+from lorachord.runs.compare.trial import run_trial
+from lorachord.runs.compare.workers import Spec, Workers
+from lorachord.runs.recipe import Recipe
+from lorachord.runs.strict import dump_yaml
+from lorachord.runs.use import predictions
+from lorachord_cli import main
+from tests.tiny_data import recipe, tree
+
+TASKS = ("colour", "size")
+PARTS: dict[str, Any] = {"training": {"max_steps": 4}, "method": {"name": "lora", "r": 5}}
+
+
+class Here(Workers):
+    """Trials one after the other in this process, which a test can watch."""
+
+    size = 1
+
+    def __init__(self, most: int = 1000) -> None:
+        self.ran: list[str] = []
+        self.most = most
+
+    def submit(self, spec: Spec) -> Future[dict[str, Any]]:
+        if len(self.ran) == self.most:
+            raise KeyboardInterrupt
+        future: Future[dict[str, Any]] = Future()
+        self.ran.append(spec["trial"]["row"])
+        future.set_result(run_trial(spec))
+        return future
+
+    def stop(self) -> None:
+        raise AssertionError
+
+    def close(self) -> None:
+        raise AssertionError
+
+    def died(self, error: BaseException) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def base(tiny_bert: Path) -> Recipe:
+    return recipe(tiny_bert, *TASKS, **PARTS)
+
+
+def sweep(base: Recipe, data: Path, out: Path, workers: Workers, **how: Any) -> dict[str, Any]:
+    how = {"seeds": 2, "rates": (1e-2,), **how}
+    folder, plan = SweepFolder(out), make_plan(base, ["mtl_lora"], data_dir=data, **how)
+    state = folder.begin(plan)
+    run_sweep(folder, state, workers)
+    return results(state)
+
+
+@pytest.fixture(scope="module")
+def made(base: Recipe, task_files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    return out, sweep(base, task_files, out, Here())
+
+
+def without_time(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **found,
+        "rows": [
+            {key: value for key, value in row.items() if key not in ("seconds", "memory")} for row in found["rows"]
+        ],
+    }
+
+
+def test_each_trial_keeps_its_run_and_the_result_has_every_row(made: tuple[Path, dict[str, Any]]) -> None:
+    out, found = made
+    names = [row["name"] for row in found["rows"]]
+    standing = ["untrained", "lora", "lora+name", "single", "lora, high rank", "mtl_lora"]
+    assert names == [*standing, "front: colour x4", "front: size x4"]
+    assert not found["unfinished"]
+    assert (out / "trials/mtl_lora/0.01/seed1/adapter").is_dir()
+    row = found["rows"][names.index("mtl_lora")]
+    records = [predictions(out / f"trials/mtl_lora/0.01/seed{seed}") for seed in (0, 1)]
+    right = [sum(each["prediction"] == each["label"] for each in run["colour"]) / 24 for run in records]
+    assert row["scores"]["colour"] == pytest.approx(sum(right) / 2)
+
+
+def test_rows_have_equal_parameters_but_for_the_one_of_high_rank(made: tuple[Path, dict[str, Any]]) -> None:
+    out, found = made
+    for row in found["rows"]:
+        # The layers are 16 wide, so that four times a rank of 5 is not to be had.
+        expected = {"untrained": 0.0, "lora, high rank": 16 / 5}.get(row["name"], 1.0)
+        assert row["share"] == pytest.approx(expected, rel=0.02)
+    tensors = load_file(out / "trials/mtl_lora/0.01/seed0/adapter/adapter_model.safetensors")
+    counted = sum(tensor.numel() for name, tensor in tensors.items() if "lorachord_" in name and "digest" not in name)
+    assert counted == next(row["parameters"] for row in found["rows"] if row["name"] == "mtl_lora")
+
+
+def test_a_comparison_that_was_broken_off_goes_on_and_ends_alike(
+    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path, tmp_path: Path
+) -> None:
+    ran = []
+    for most in (3, 4, 1000):
+        workers = Here(most)
+        try:
+            found = sweep(base, task_files, tmp_path / "out", workers)
+        except KeyboardInterrupt:
+            found = {}
+        ran += workers.ran
+    assert without_time(found) == without_time(made[1])
+    # No trial ran twice.
+    assert len(ran) == len((tmp_path / "out" / "trials.jsonl").read_text().splitlines())
+
+
+def test_it_goes_on_from_its_small_files_alone(
+    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path, tmp_path: Path
+) -> None:
+    for name in ("sweep.json", "examples.json", "trials.jsonl"):
+        text = (made[0] / name).read_text()
+        # The last trial is lost, in the middle of its line.
+        (tmp_path / name).write_text(text[:-40] if name == "trials.jsonl" else text)
+    assert load_results(tmp_path)["unfinished"] or len(load_results(tmp_path)["rows"]) < len(made[1]["rows"])
+    workers = Here()
+    found = sweep(base, task_files, tmp_path, workers)
+    assert len(workers.ran) == 1
+    assert without_time(found) == without_time(made[1])
+
+
+def test_another_plan_is_refused_in_the_same_folder(
+    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path
+) -> None:
+    with pytest.raises(ValueError, match="comparison of another plan") as caught:
+        sweep(base, task_files, made[0], Here(), seeds=3)
+    assert "seeds" in str(caught.value)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main(["compare", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "mtl_lor"], "Did you mean 'mtl_lora'"),
+        (["--methods", "mtl_lora", "--claims", "mtl_lora:mtl"], "claim 'mtl_lora:mtl' names 'mtl'"),
+        (["--methods", "mtl_lora", "--seeds", "0"], "--seeds is 0"),
+        (["--methods", "mtl_lora", "--rates", "fast"], "--rates takes numbers"),
+        (["--methods", "mtl_lora", "--time", "soon"], "--time takes a number"),
+        (["--methods", "mtl_lora[r=9]"], "meets no budget"),
+        (["--methods", "mtl_lora", "--set", "mode=single"], "leave out mode"),
+        (["--methods", "mtl_lora", "--set", "surgery={rule: ortho_lora}"], "leave out mode, surgery"),
+        (["--methods", "mtl_lora", "--jobs", "0"], "--jobs is 0"),
+        (["--methods", "mtl_lora", "--ray", "127.0.0.1:1"], "Ray"),
+    ],
+)
+def test_bad_input_is_said_before_any_training(
+    options: list[str],
+    message: str,
+    tiny_bert: Path,
+    task_files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = tree(tiny_bert, *TASKS, **{**PARTS, "method": {"name": "lora", "r": 5}})
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(made))
+    out = tmp_path / "out"
+    said = refused(capsys, tmp_path / "recipe.yaml", "--data", task_files, "--out", out, *options)
+    assert message in said
+    assert not out.exists() or not (out / "trials.jsonl").exists()
+
+
+def command(tiny_bert: Path, data: Path, folder: Path) -> list[str]:
+    (folder / "recipe.yaml").write_text(dump_yaml(tree(tiny_bert, *TASKS, **PARTS)))
+    asked = ["--methods", "mtl_lora", "--seeds", "2", "--rates", "1e-2", "--jobs", "2", "--out", str(folder / "out")]
+    return [sys.executable, "-m", "lorachord_cli", "compare", str(folder / "recipe.yaml"), "--data", str(data), *asked]
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_random_ends_as_the_unbroken_one(
+    made: tuple[Path, dict[str, Any]], tiny_bert: Path, task_files: Path, tmp_path: Path
+) -> None:
+    asked = command(tiny_bert, task_files, tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for seconds in (14, 17, 22):
+        with subprocess.Popen(asked, env=environment, start_new_session=True) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+    ended = subprocess.run(asked, env=environment, check=False)
+    assert ended.returncode == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert without_time(found) == without_time(json.loads(json.dumps(made[1])))
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tiny_bert: Path, task_files: Path, tmp_path: Path) -> None:
+    asked = command(tiny_bert, task_files, tmp_path)
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        time.sleep(20)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert subprocess.run(asked, check=False).returncode == 0
