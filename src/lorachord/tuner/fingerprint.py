@@ -109,5 +109,7 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
 
 
 def _distance(ours: list[float], theirs: list[float]) -> float:
+    if len(ours) != len(theirs):
+        return float("inf")
     sample, other = torch.tensor(ours), torch.tensor(theirs)
     return float((sample - other).norm() / sample.norm().clamp_min(1e-12))
