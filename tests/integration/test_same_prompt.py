@@ -17,7 +17,7 @@ WARNING = "chooses by the prompt, and this pass has no labels"
 
 
 def adapted(method: str = "mixlora", architecture: str = "llama") -> PeftModel:
-    options = {"r1": 2, "r2": 3} if method == "mor1e" else {"r": 2}
+    options = {"r1": 2, "r2": 2} if method == "mor1e" else {"r": 2}
     model = lc.attach(tiny(architecture), method, tasks=["x", "y"], **options)
     perturb(model, 0.5)
     if method == "mor1e":
