@@ -59,11 +59,16 @@ from lorachord.tuner import (
 
 if TYPE_CHECKING:
     from lorachord.data.task import Task
+    from lorachord.runs.predictor import load
     from lorachord.training.trainer import MultiTaskTrainer
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = {"MultiTaskTrainer": "lorachord.training", "Task": "lorachord.data"}
+_ON_DEMAND = {
+    "MultiTaskTrainer": "lorachord.training",
+    "Task": "lorachord.data",
+    "load": "lorachord.runs.predictor",
+}
 """Where the names lie that are imported when they are first asked for."""
 
 __all__ = [  # noqa: RUF022
@@ -76,6 +81,7 @@ __all__ = [  # noqa: RUF022
     "TaskHeads",
     "merge",
     "export_lora",
+    "load",
     "fuse",
     "TaskVectors",
     "load_task_vectors",

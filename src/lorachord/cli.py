@@ -7,65 +7,74 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.endings import in_words
-from lorachord.messages import table
+from lorachord.messages import show, table
 from lorachord_cli import build_parser
-
-
-def method_rows() -> list[dict[str, Any]]:
-    """One row a method: what `lorachord methods --json` prints."""
-    from lorachord.baselines import BASELINES, FORMULAS
-    from lorachord.core.context import Mixing
-    from lorachord.core.registry import all_methods
-    from lorachord.method_pages import MERGES
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": cls.method,
-            "paper": cls.paper,
-            "core": cls.mixing.value,
-            "merges": MERGES[cls.mixing],
-            "needs_task_ids": cls.mixing is Mixing.TASK,
-            "parameters": cls.parameters_formula,
-            "options": cls.Config().to_dict(),
-        }
-        for cls in all_methods().values()
-    ]
-    rows += [
-        {
-            "name": name,
-            "paper": paper,
-            "core": "static",
-            "merges": "yes",
-            "needs_task_ids": False,
-            "parameters": FORMULAS[name],
-            "options": {"r": 8, "alpha": 16.0, "dropout": 0.0, "rslora": False},
-        }
-        for name, paper in BASELINES.items()
-    ]
-    return rows
 
 
 def _methods(arguments: argparse.Namespace) -> None:
     from lorachord.method_pages import as_text, method_page, summary
+    from lorachord.runs.listing import method_rows
 
     page = method_page(arguments.name) if arguments.name else None
     if arguments.json:
         print(json.dumps([row for row in method_rows() if page is None or row["name"] == page.name], indent=2))
         return
-    print(as_text(page) if page else summary())
+    show(as_text(page) if page else summary())
 
 
 def _models(arguments: argparse.Namespace) -> None:
     from lorachord.models.catalogue import CATALOGUE
 
     rows = [[name, model.kind, model.licence, model.description] for name, model in CATALOGUE.items()]
-    print(table([["name", "kind", "licence", "what it is"], *rows]))
+    show(table([["name", "kind", "licence", "what it is"], *rows]))
+
+
+def _suites(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, suite_rows
+
+    _list(arguments, suite_rows(), as_table, ("suite", "tasks"))
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, task_rows
+
+    _list(arguments, task_rows(arguments.of, arguments.data), as_table, ("task", "kind", "metric", "text", "labels"))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.listing import as_table, run_rows
+
+    columns = ("run", "method", "mode", "seed", "tasks", "finished", "mean", "worst")
+    _list(arguments, run_rows(arguments.folder), as_table, columns)
+
+
+def _list(arguments: argparse.Namespace, rows: list[dict[str, Any]], shown: Any, columns: Sequence[str]) -> None:
+    _tell(arguments, rows, lambda: shown(rows, columns))
+
+
+def _tell(arguments: argparse.Namespace, plain: Any, words: Callable[[], str]) -> None:
+    """Print plain data as JSON, where that was asked for, or the same in words."""
+    if arguments.json:
+        print(json.dumps(plain, indent=2, allow_nan=False))
+    else:
+        show(words())
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.forecast import as_text, forecast
+    from lorachord.runs.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
+    found = forecast(recipe, arguments.data, timed=not arguments.no_time)
+    _tell(arguments, found.to_dict(), lambda: as_text(recipe, found))
+    if found.problems:
+        raise ValueError(f"this recipe cannot be trained; problems: {len(found.problems)}. {found.problems[0]}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -84,7 +93,7 @@ def _train(arguments: argparse.Namespace) -> None:
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
-    print(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
+    show(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
     print(f"The run is in {folder.path}.")
 
 
@@ -98,12 +107,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.beside is not None:
         other, data_dir, again = arguments.beside, arguments.data, arguments.again
         found = beside(run, other, split, names=names, data_dir=data_dir, again=again)
-        print(json.dumps(found, indent=2) if arguments.json else beside_table(found))
+        _tell(arguments, found, lambda: beside_table(found))
         return
     records = predictions(run, split, names=names, data_dir=arguments.data, again=arguments.again)
     tasks = choose_tasks(open_run(run), names)
     scores = scores_of(tasks, records)
-    print(json.dumps(scores, indent=2) if arguments.json else score_table(scores, constant_scores(tasks, records)))
+    _tell(arguments, scores, lambda: score_table(scores, constant_scores(tasks, records)))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -135,9 +144,18 @@ def _compare(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds),
     )
-    print(json.dumps(found, indent=2) if arguments.json else terminal(found))
+    _tell(arguments, found, lambda: terminal(found))
     if not arguments.json:
         print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.new_rows import answer_file
+
+    given, out = arguments.input, arguments.out
+    count = answer_file(arguments.model, given, out, task=arguments.task, task_column=arguments.task_column)
+    if out is not None:
+        print(f"The answers to {count:,} rows are in {out}.")
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -187,9 +205,9 @@ def _fuse(arguments: argparse.Namespace) -> None:
     if found["svd_error"] is not None:
         print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
     if "rank_correlation" in found["notes"]:
-        print(loss_table(found["notes"]))
+        show(loss_table(found["notes"]))
     if "scores" in found:
-        print(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
+        show(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")
 
 
@@ -202,9 +220,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 COMMANDS = {
     "methods": _methods,
     "models": _models,
+    "suites": _suites,
+    "tasks": _tasks,
+    "runs": _runs,
+    "check": _check,
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "predict": _predict,
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,

@@ -10,18 +10,23 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 HUB = "hub:"
 """Before a name: it is on the hub, whatever lies here."""
+LONGEST_NAME = 255
+"""Bytes of a file's name at most."""
 
 
 def absolute(path: str, beside: str | Path = ".") -> Path:
     """A path from `beside` on, without `~` and `..`.
 
     Raises:
-        ValueError: `~USER` of a user that there is not.
+        ValueError: `~USER` of a user that there is not, or a name that no file system takes.
     """
     try:
         expanded = Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
+    long = next((part for part in expanded.parts if len(part.encode(errors="replace")) > LONGEST_NAME), None)
+    if long is not None:
+        raise ValueError(f"{long[:60]}... is no path: it has {len(long)} letters, and {LONGEST_NAME} are the most.")
     # Unlike Path.resolve, this keeps links, whose targets may have other suffixes.
     return Path(os.path.normpath(Path(beside, expanded).absolute()))
 
@@ -60,7 +65,7 @@ def hub_name(name: str) -> str:
     plain = name.removeprefix(HUB)
     if not plain:
         raise ValueError("hub: needs a name after it, as in hub:owner/name.")
-    if Path(plain).exists():
+    if absolute(plain).exists():
         raise ValueError(
             f"{plain} is a name on the hub here, but the working directory has {Path(plain).absolute()}, which would "
             f"be read instead. Name that path if it is meant, or run in another directory."

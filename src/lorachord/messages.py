@@ -16,6 +16,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return nearest(word, names) or "Known: " + (", ".join(names) if names else "none") + "."
 
 
+def show(text: str) -> None:
+    """Print text to standard output; in a terminal with colours, numbers and paths have some."""
+    from rich.console import Console
+
+    # Lines keep their length, so that they can be copied. What is no terminal gets the text alone.
+    Console(soft_wrap=True, markup=False, emoji=False).print(text)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in columns; the first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

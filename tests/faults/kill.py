@@ -74,10 +74,15 @@ def counted(stop_at: int | None, told: Path | None = None) -> None:
     sys.addaudithook(hook)
 
 
+TIMED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
 def outcome(run: Path) -> tuple[dict[str, torch.Tensor], Any, list[str]]:
-    """What a run ends with: its adapter, its scores, and its files."""
+    """What a run ends with: its adapter, its scores and its log, and its files."""
     metrics = json.loads((run / "metrics.json").read_text())
     scores = {split: metrics[split] for split in ("val", "dev")} | {"steps": metrics["training"]["steps"]}
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores["log"] = [{key: entry[key] for key in entry if key not in TIMED} for entry in log]
     files = sorted(str(path.relative_to(run.parent)) for path in run.parent.rglob("*") if path.is_file())
     return load_file(run / "adapter/adapter_model.safetensors"), scores, files
 
@@ -95,13 +100,14 @@ class Kills:
     Args:
         folder: to work in.
         name: of the method, a key of `METHODS`.
+        training: of the recipe, in place of six steps of two batches.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, **training: Any) -> None:
         self.folder = folder / name
         base = save_model(tiny("bert" if name != "mor1e" else "llama"), self.folder / "base")
         kind = "encoder" if name != "mor1e" else "decoder"
-        training = {"max_steps": 6, "save_every": 2, "accumulation": 2}
+        training = training or {"max_steps": 6, "save_every": 2, "accumulation": 2}
         self.tree = tree(base, "colour", "size", kind=kind, training=training, **METHODS[name])
         self.data = write_data(self.folder / "data", "colour", "size")
         told = self.folder / "told" / "writes"
@@ -123,9 +129,27 @@ class Kills:
         """Kill after some seconds."""
         return self._resumed(lambda: in_child(lambda: self.train("killed"), seconds))
 
+    def at_call(self, owner: Any, name: str, number: int) -> bool:
+        """Kill at a call of a function, the `number`-th from 1."""
+
+        def run() -> None:
+            function, calls = getattr(owner, name), 0
+
+            def counting(*args: Any, **keywords: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **keywords)
+
+            setattr(owner, name, counting)
+            self.train("killed")
+
+        return self._resumed(lambda: in_child(run))
+
     def _resumed(self, kill: Callable[[], int]) -> bool:
         shutil.rmtree(self.folder / "killed", ignore_errors=True)
-        kill()
+        self.status = kill()
         if in_child(lambda: self.train("killed", resume=True)) != 0:
             return False
         return same(self.outcome("killed"), self.whole)

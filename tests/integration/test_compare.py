@@ -18,7 +18,7 @@ from lorachord.runs.compare.plan import make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
 from lorachord.runs.compare.trial import run_trial
-from lorachord.runs.compare.workers import Spec, Workers
+from lorachord.runs.compare.workers import RayCluster, Spec, Workers
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.strict import dump_yaml
 from lorachord.runs.use import predictions
@@ -209,10 +209,58 @@ def test_a_comparison_killed_at_random_ends_as_the_unbroken_one(
 def test_ctrl_c_says_how_to_go_on(tiny_bert: Path, task_files: Path, tmp_path: Path) -> None:
     asked = command(tiny_bert, task_files, tmp_path)
     with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        time.sleep(20)
+        time.sleep(18)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert subprocess.run(asked, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_gives_the_same_result(
+    made: tuple[Path, dict[str, Any]],
+    base: Recipe,
+    task_files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray", reason="comparisons on a cluster need Ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    workers = RayCluster(cluster.address, 2, 1)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 3:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+    try:
+        (tmp_path / "token").touch()
+        workers.check_folder(str(tmp_path), "token")
+        folder = SweepFolder(tmp_path / "out")
+        plan = make_plan(base, ["mtl_lora"], data_dir=task_files, seeds=2, rates=(1e-2,))
+        state = folder.begin(plan)
+        assert run_sweep(folder, state, workers, say=say)
+        assert without_time(results(state)) == without_time(made[1])
+    finally:
+        workers.close()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_folder_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="comparisons on a cluster need Ray")
+    workers = RayCluster("local", 1, 1)
+    try:
+        (tmp_path / "token").touch()
+        workers.check_folder(str(tmp_path), "token")
+        with pytest.raises(ValueError, match=r"does not see .*name a folder that all share"):
+            workers.check_folder(str(tmp_path), "other")
+    finally:
+        workers.close()

@@ -98,7 +98,7 @@ def test_a_joint_run_leaves_all_its_files_and_nothing_else(joint: Path) -> None:
 
 def test_metrics_say_how_each_task_was_scored_and_trained(joint: Path) -> None:
     metrics = RunFolder.open(joint).metrics
-    assert list(metrics) == ["val", "dev", "training"]
+    assert list(metrics) == ["val", "dev", "training", "data"]
     for split, size in (("val", 20), ("dev", 30)):
         tasks = metrics[split]["tasks"]
         assert [(name, scored["metric"], scored["examples"]) for name, scored in tasks.items()] == [

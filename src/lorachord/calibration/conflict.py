@@ -22,6 +22,7 @@ from lorachord.attach import attach
 from lorachord.calibration.inputs import Batch, on_device, size_of
 from lorachord.surgery.significant import Significant
 from lorachord.surgery.task_grads import OnePass
+from lorachord.tuner.callers import Named, naming
 from lorachord.tuner.state import HEADS
 from lorachord.tuner.walk import states_of
 
@@ -135,12 +136,9 @@ def _copy(base: nn.Module) -> Iterator[nn.Module]:
 def _on_half(model: nn.Module, place: int) -> Iterator[None]:
     """Within this block the adapter sees the half `place`, and heads per task, if any, see its task."""
     states = states_of(model)
-    before = [state.named for state in states]
+    named = {}
     for state in states:
         index = place // 2 if HEADS in state.task_names else place
-        state.named = state.contexts = state.resolve(index, list(state.task_names))
-    try:
+        named[state.caller] = Named(state.resolve(index, list(state.task_names)), state.caller.named.given)
+    with naming(named):
         yield
-    finally:
-        for state, named in zip(states, before, strict=True):
-            state.named = state.contexts = named

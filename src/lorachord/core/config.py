@@ -8,7 +8,6 @@ default. Its annotation is that of one value, which is what a layer sees after `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -67,13 +66,15 @@ def option(
     return field(default=default, metadata={**checks, **accepts})
 
 
+LARGEST = 1e12
+"""No option is larger: float32 must hold its products, and 64 bits a whole number."""
+
+
 def _has_kind(value: Any, kind: type) -> bool:
-    if kind is float:
-        return not isinstance(value, bool) and (
-            isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        )
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (float, int):
+        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        # False of a NaN.
+        return number and -LARGEST <= value <= LARGEST
     return isinstance(value, kind)
 
 

@@ -83,7 +83,8 @@ class Pass(nn.Module, ABC):
         if self.mixing is Mixing.TASK and ctx.task_ids_B is None:
             raise ValueError(
                 f"{self.method} needs the task of each sample, and none was named. Wrap the call in "
-                "`with lorachord.on_task(model, tasks):`, or pass `lorachord_tasks=` to the model."
+                "`with lorachord.on_task(model, tasks):`, in the thread or coroutine that makes it, or pass "
+                "`lorachord_tasks=` to the model."
             )
         # Where nothing is differentiated, no gradients are collected.
         probes = self.probes if torch.is_grad_enabled() else None

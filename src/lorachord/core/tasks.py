@@ -33,6 +33,8 @@ class TaskNames:
         for name in self.names:
             if not isinstance(name, str) or not name:
                 raise ValueError(f"Task names must be non-empty strings; got {name!r}.")
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise ValueError(f"Task names must be text; {name!r} has half of a letter, which UTF-8 cannot write.")
         duplicates = sorted({name for name in self.names if self.names.count(name) > 1})
         if duplicates:
             raise ValueError(f"Task names must be unique; repeated: {', '.join(duplicates)}.")

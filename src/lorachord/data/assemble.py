@@ -58,10 +58,12 @@ def to_dataset(task: Task, examples: list[Example]) -> Dataset:
     """A Dataset of a task's examples, which `memory.is_examples` recognises."""
     features = features_of(task)
     numbers = [example["idx"] for example in examples]
-    if numbers and max(numbers) >= 2**63:
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    if low < -(2**63) or high >= 2**63:
         # Hashes of 64 bits without a sign.
-        if min(numbers) < 0 or max(numbers) >= 2**64:
-            raise ValueError(f"Task {task.name!r}: its idx is {max(numbers)}, which 64 bits do not hold; rename idx.")
+        if low < 0 or high >= 2**64:
+            odd = low if low < -(2**63) else high
+            raise ValueError(f"Task {task.name!r}: its idx is {odd}, which 64 bits do not hold; rename idx.")
         features["idx"] = Value("uint64")
     columns: dict[str, Any] = {name: [example[name] for example in examples] for name in features}
     # By way of Arrow, since the library of datasets takes all integers for signed ones.

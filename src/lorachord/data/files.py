@@ -142,5 +142,5 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             refuse_repeated(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
-    except ArrowException as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from None

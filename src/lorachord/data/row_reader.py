@@ -38,13 +38,22 @@ class RowReader:
         Raises:
             ValueError: a column is missing or holds something else than the kind of the task needs.
         """
+        example = self.inputs(row, position)
+        example["label"] = self._label(row, position, example.get("choices", self.task.labels))
+        own = row.get("idx")
+        example["idx"] = int(own) if not isinstance(own, bool) and isinstance(own, Integral) else position
+        return example
+
+    def inputs(self, row: Mapping[str, Any], position: int) -> Example:
+        """The same of a row that need have no label: its texts and options alone.
+
+        Raises:
+            ValueError: as `example`.
+        """
         texts = [self._text(row, position, column) for column in self.task.text_columns]
         example: Example = {"first": self.task.prefix + texts[0], "second": texts[1] if len(texts) == 2 else ""}
         if self.task.kind == "multiple_choice":
             example["choices"] = self._options(row, position)
-        example["label"] = self._label(row, position, example.get("choices", self.task.labels))
-        own = row.get("idx")
-        example["idx"] = int(own) if not isinstance(own, bool) and isinstance(own, Integral) else position
         return example
 
     def raw_label(self, row: Mapping[str, Any], position: int) -> Any:

@@ -26,7 +26,7 @@ from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.heads import add_heads, keep_head
 from lorachord.tuner import LorachordConfig
-from lorachord.tuner.adapter_files import check_adapter
+from lorachord.tuner.adapter_files import check_adapter, load_onto
 from lorachord.tuner.layer import LorachordLinear, linear_features
 
 
@@ -172,8 +172,8 @@ def load_adapter(task: str, base: nn.Module, folder: Path) -> tuple[PeftModel, t
             # PEFT says that it corrects the transposed weights of GPT-2's layers.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(plain, str(folder))
-    except (RuntimeError, UserWarning, ValueError) as error:
+            model = load_onto(plain, folder)
+    except (UserWarning, ValueError) as error:
         raise ValueError(f"{task}: {folder} does not fit the base model: {error}") from error
     head = head_path(base)
     return model.eval(), (head,) if widths and head is not None else ()

@@ -88,6 +88,24 @@ def load_decoder(
     return model, tokenizer
 
 
+def load_shape(name: str, num_labels: int | None = None, gguf_file: str | None = None) -> tuple[Model, Tokenizer]:
+    """A model without weights, on the meta device, and its tokenizer: enough to count by, in a second.
+
+    Args:
+        name: see `resolve`.
+        num_labels: outputs of the classifier of an encoder; None for a decoder.
+        gguf_file: see `resolve`. Default None.
+
+    Raises:
+        ValueError: see `resolve`; or it is no such model.
+    """
+    source = resolve(name, gguf_file)
+    config = _config(name, source, **({} if num_labels is None else {"num_labels": num_labels}))
+    kind: Any = AutoModelForCausalLM if num_labels is None else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=False), _tokenizer(source)
+
+
 def _config(name: str, source: str, **changes: Any) -> Any:
     if not Path(source).is_dir():
         say_asked(source)

@@ -22,8 +22,13 @@ def ranks() -> PartialState:
 
 def autocast(recipe: Recipe) -> torch.autocast:
     """The precision that the Trainer computes in, for predictions outside it."""
+    return autocast_to(recipe.training.precision)
+
+
+def autocast_to(precision: str) -> torch.autocast:
+    """The same for `training.precision` alone."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type if device else "cpu", dtype, enabled=dtype is not None)
 
 

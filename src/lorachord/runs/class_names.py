@@ -47,10 +47,12 @@ def read_names(tree: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
 
 
 def _from_file(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"There is no file of labels {path}. It would have a name a line.")
     try:
+        if not path.is_file():
+            raise ValueError(f"There is no file of labels {path}. It would have a name a line.")
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"labels: {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

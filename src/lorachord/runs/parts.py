@@ -15,7 +15,8 @@ from lorachord.data.task import Task, check_tasks
 from lorachord.messages import suggest
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -51,17 +52,17 @@ class LabPart:
     Args:
         name: `lab-contradiction` or `lab-dominance`.
         k: probability of a text on which the tasks disagree. Default .5.
-        num_tasks: of lab-contradiction. Default 4; lab-dominance has 2.
+        num_tasks: of lab-contradiction, 64 at most. Default 4; lab-dominance has 2.
         num_train, num_dev: texts. Defaults 2000 and 1000.
         seed: of the texts. Default 0.
     """
 
     name: Literal["lab-contradiction", "lab-dominance"]
     k: Share = 0.5
-    num_tasks: Positive = 4
+    num_tasks: Annotated[int, Field(ge=1, le=64)] = 4
     num_train: Positive = 2000
     num_dev: Positive = 1000
-    seed: int = 0
+    seed: Seed = 0
 
     def generate(self) -> Lab:
         """The tasks and their rows."""
@@ -96,7 +97,7 @@ class TasksPart:
     max_rows: Positive | None = None
     name_in_text: bool = False
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("suite", "own", "lab") if getattr(self, name)]

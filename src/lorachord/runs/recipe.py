@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lorachord.core.registry import all_methods
@@ -19,7 +18,7 @@ from lorachord.data.task import Task
 from lorachord.hub import absolute, local_path, on_hub
 from lorachord.models.resolve import model_folder
 from lorachord.runs.class_names import name_classes, read_names
-from lorachord.runs.parts import STRICT, EvaluationPart, MixturePart, ModelPart, TasksPart, TrainingPart
+from lorachord.runs.parts import STRICT, EvaluationPart, MixturePart, ModelPart, Seed, TasksPart, TrainingPart
 from lorachord.runs.strict import build, dump_yaml, load_yaml, with_settings
 
 
@@ -55,7 +54,7 @@ class Recipe:
     surgery: dict[str, Any] | None = None
     balance: dict[str, Any] | None = None
     mode: Literal["joint", "single"] = "joint"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     start_from: str | None = None
 
     def __post_init__(self) -> None:

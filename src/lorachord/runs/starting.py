@@ -15,7 +15,7 @@ from lorachord.data.task import Task
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import Recipe
 from lorachord.tuner import LorachordConfig
-from lorachord.tuner.adapter_files import check_adapter
+from lorachord.tuner.adapter_files import load_onto
 
 
 def check_start(recipe: Recipe, tasks: Sequence[Task]) -> None:
@@ -77,5 +77,4 @@ def saved_adapter(recipe: Recipe, base: nn.Module) -> PeftModel:
         ValueError: the base has other weights than it had there.
     """
     assert recipe.start_from is not None
-    check_adapter(Path(recipe.start_from, "adapter"))
-    return PeftModel.from_pretrained(base, str(Path(recipe.start_from, "adapter")), is_trainable=True)
+    return load_onto(base, Path(recipe.start_from, "adapter"), is_trainable=True)

@@ -14,8 +14,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from lorachord.balance.make import make_balance
+from lorachord.data.audit import DataAudit
 from lorachord.hub import absolute
 from lorachord.runs.arguments import mixture_of, ranks, training_arguments
+from lorachord.runs.auditing import audit_of, say
 from lorachord.runs.calibrating import calibration_of
 from lorachord.runs.checks import check
 from lorachord.runs.folder import RunFolder
@@ -95,9 +97,13 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
     first = recipe if recipe.mode == "joint" else start_of(recipe, tasks[0].name)
     made = _prepared(first, data if recipe.mode == "joint" else data.alone(0), found)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
+    audited = None
+    if ranks().is_main_process:
+        audited = audit_of(recipe, data, made[1])
+        say(audited)
     if recipe.mode == "single":
-        return _train_singly(folder, data, data_dir)
-    return _train_jointly(folder, data, *made)
+        return _train_singly(folder, data, data_dir, audited)
+    return _train_jointly(folder, data, audited, *made)
 
 
 def _prepared(
@@ -120,21 +126,24 @@ def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
     return folder
 
 
-def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None) -> RunFolder:
+def _train_singly(
+    folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
+) -> RunFolder:
     runs = {}
     for index, (name, recipe) in enumerate(single_recipes(folder.recipe, data.sizes).items()):
         own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
             alone = data.alone(index)
-            _train_jointly(own, alone, *_prepared(recipe, alone, own))
+            known = None if audited is None else audited.alone(name)
+            _train_jointly(own, alone, known, *_prepared(recipe, alone, own))
         runs[name] = own.metrics
     together: dict[str, Any] = {
         split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
     }
     together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
-    if ranks().is_main_process:
-        folder.write_json("metrics.json", together)
+    if audited is not None:
+        folder.write_json("metrics.json", {**together, "data": audited.to_dict()})
     ranks().wait_for_everyone()
     return folder
 
@@ -142,10 +151,12 @@ def _train_singly(folder: RunFolder, data: TaskSet, data_dir: str | Path | None)
 def _train_jointly(
     folder: RunFolder,
     data: TaskSet,
+    audited: DataAudit | None,
     model: PeftModel,
     kind: ModelKind,
     calibration: Calibration | None,
 ) -> RunFolder:
+    """Train, score and save; `audited` is the audit of the data on the first rank, None on the others."""
     recipe, evaluation = folder.recipe, folder.recipe.evaluation
     if calibration is not None and ranks().is_main_process:
         calibration.save(folder.path / CALIBRATION)
@@ -182,8 +193,8 @@ def _train_jointly(
         "rows": {part.task.name: len(part.train) for part in data.data},
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-    if trainer.is_world_process_zero():
-        folder.write_json("metrics.json", metrics)
+    if audited is not None:
+        folder.write_json("metrics.json", {**metrics, "data": audited.to_dict()})
         # Of no use to a finished run.
         shutil.rmtree(checkpoints, ignore_errors=True)
     ranks().wait_for_everyone()

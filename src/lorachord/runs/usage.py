@@ -48,6 +48,10 @@ def write_usage(folder: Path, recipe: Recipe, tasks: Sequence[Task], *, base: st
         "kind": recipe.model.kind,
         "method": recipe.method["name"],
         "max_length": recipe.model.max_length,
+        "dtype": recipe.model.dtype,
+        "precision": recipe.training.precision,
+        "batch_size": recipe.evaluation.batch_size,
+        "max_new_tokens": recipe.evaluation.max_new_tokens,
         "tasks": [_described(task) for task in tasks],
     }
     (folder / TASK_FILE).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -57,7 +61,19 @@ def write_usage(folder: Path, recipe: Recipe, tasks: Sequence[Task], *, base: st
 def _described(task: Task) -> dict[str, Any]:
     answers = {"answers": list(task.answers)} if task.answers else {}
     names = label_names(task) if task.labels else {}
-    return {"name": task.name, "kind": task.kind, **names, "prompt": task.prompt, **answers, "metric": task.metric}
+    columns = {} if task.source is None else dict(task.source.columns)
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "text": list(task.text_columns),
+        "choices": task.choices,
+        "columns": columns,
+        "prefix": task.prefix,
+        **names,
+        "prompt": task.prompt,
+        **answers,
+        "metric": task.metric,
+    }
 
 
 def _text(folder: Path, recipe: Recipe, tasks: Sequence[Task], base: str | None) -> str:

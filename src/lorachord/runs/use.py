@@ -25,7 +25,7 @@ from lorachord.runs.usage import name_labels, write_usage
 from lorachord.training.model_kind import ModelKind, Record
 from lorachord.training.scoring import predict, save_records
 from lorachord.tuner import LorachordConfig
-from lorachord.tuner.adapter_files import check_adapter
+from lorachord.tuner.adapter_files import check_adapter, load_onto
 
 
 def open_run(run: str | Path) -> RunFolder:
@@ -48,10 +48,9 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
         names = ", ".join(task.name for task in folder.recipe.tasks.chosen())
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
-    if (folder.path / "adapter").is_dir():
-        check_adapter(folder.path / "adapter")
+    check_adapter(folder.path / "adapter")
     base, kind = load_plain(folder.recipe, tasks, trained=True)
-    model = PeftModel.from_pretrained(base, str(folder.path / "adapter"))
+    model = load_onto(base, folder.path / "adapter")
     return model.eval(), kind, tasks
 
 

@@ -24,10 +24,10 @@ from lorachord.training.model_kind import (
     Example,
     ModelKind,
     Record,
+    answering,
     base_of,
     embeddings_of,
     has_class,
-    num_letters,
     to_device,
 )
 from lorachord.training.positions import ends_of, position_table
@@ -150,8 +150,9 @@ class DecoderBatches(ModelKind):
         mask_BL = batch["labels"] != IGNORED
         return Inputs(self.inputs(batch), kind, tuple(map(len, choices)), 1, mask_BL, answers)
 
-    def length(self, example: Example) -> int:
-        return num_letters(example)
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        asked = [(self.tasks[example["task"]], example) for example in examples]
+        return [self.rows.whole(task.render(own), [task.target(own), *task.options(own)]) for task, own in asked]
 
     def prompt(self, example: Example, room: int | None = None) -> list[int]:
         """The tokens of an example's prompt, at most `room` (default: `max_length`)."""
@@ -175,7 +176,7 @@ class DecoderBatches(ModelKind):
         embedding_EF = embeddings_of(examples)
         if embedding_EF is not None:
             embedding_EF = embedding_EF.repeat_interleave(torch.tensor(counts), dim=0)
-        with on_task(model, index, prompt_mask=prompt_before(batch["labels"]), embedding=embedding_EF):
+        with answering(model, index, prompt_mask=prompt_before(batch["labels"]), embedding=embedding_EF):
             logits_BLV = model(**self.inputs(batch)).logits
         labels_BL = batch["labels"][:, 1:]
         counted_BL = labels_BL != IGNORED
@@ -200,7 +201,7 @@ class DecoderBatches(ModelKind):
         # Generation goes on at the right, so prompts are padded on the left.
         ids_BL = torch.tensor([[padding] * (length - len(row)) + row for row in prompts])
         mask_BL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts])
-        with on_task(model, index, embedding=embeddings_of(examples)):
+        with answering(model, index, embedding=embeddings_of(examples)):
             written_BL = model.generate(  # type: ignore[operator]
                 **to_device({"input_ids": ids_BL, "attention_mask": mask_BL}, model),
                 max_new_tokens=max_new_tokens,

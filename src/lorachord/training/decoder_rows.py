@@ -101,6 +101,12 @@ class DecoderRows:
         prompt_ids = self.prompt(prompt, self.max_length - min(longest, most))
         return prompt_ids + ids, [IGNORED] * len(prompt_ids) + ids
 
+    def whole(self, prompt: str, answers: Sequence[str]) -> int:
+        """The tokens of a prompt with the longest of some answers and its end, nothing cut."""
+        before, after = self.around
+        longest = max(len(self.answer(answer, end=True)) for answer in answers)
+        return len(before) + len(self._ids(prompt)) + len(after) + longest
+
     def answer(self, answer: str, *, end: bool) -> list[int]:
         """The tokens of an answer, whole; `end` adds the end-of-text token."""
         return [*self._ids(" " + answer), *([self.end] * end)]
@@ -141,7 +147,7 @@ class DecoderRows:
         }
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _say_cut(self, length: int) -> None:
         if "cut" not in self._said:

@@ -24,9 +24,9 @@ from lorachord.training.model_kind import (
     Example,
     ModelKind,
     Record,
+    answering,
     embeddings_of,
     has_class,
-    num_letters,
     to_device,
 )
 from lorachord.tuner import on_task
@@ -154,7 +154,7 @@ class EncoderBatches(ModelKind):
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
         index, batch = examples[0]["task"], self.collate(examples)
-        with on_task(model, index, embedding=batch.get("embedding")):
+        with answering(model, index, embedding=batch.get("embedding")):
             logits_BC = model(**to_device(self.inputs(batch), model)).logits.float().cpu()
         task = self.tasks[index]
         for rows in logits_BC.split(batch["num_rows"]):
@@ -187,8 +187,11 @@ class EncoderBatches(ModelKind):
             answers=batch["answers"] if labelled else None,
         )
 
-    def length(self, example: Example) -> int:
-        return num_letters(example)
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        pairs = [self.pairs(example) for example in examples]
+        flat = [(first, second) if second else first for own in pairs for first, second in own]
+        made = iter(self.tokenizer(flat, verbose=False)["input_ids"]) if flat else iter(())
+        return [max(len(next(made)) for _ in own) for own in pairs]
 
 
 def _starts(num_rows: Sequence[int]) -> list[int]:

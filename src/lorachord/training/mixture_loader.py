@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from lorachord.data.mixture import TaskMixture
+from lorachord.data.mixture import MixedDataset, TaskMixture
 
 
 class MixtureLoader(DataLoader[Any]):
@@ -18,6 +19,27 @@ class MixtureLoader(DataLoader[Any]):
         """Choose the epoch of the next iteration."""
         assert isinstance(self.batch_sampler, TaskMixture)
         self.batch_sampler.set_epoch(epoch)
+
+
+def mixture_loader(
+    data: MixedDataset, mixture: TaskMixture, collate: Callable[[list[Any]], Any], args: TrainingArguments
+) -> MixtureLoader:
+    """The loader of a mixture's batches, which are the same with any number of workers.
+
+    Args:
+        args: whose `dataloader_num_workers`, `dataloader_prefetch_factor` and `dataloader_persistent_workers` are
+            taken.
+    """
+    workers: dict[str, Any] = {}
+    if args.dataloader_num_workers:
+        workers = {
+            "num_workers": args.dataloader_num_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "persistent_workers": args.dataloader_persistent_workers,
+        }
+    # Of its own: a loader draws a seed for its workers, and how often depends on these.
+    generator = torch.Generator().manual_seed(args.seed)
+    return MixtureLoader(data, batch_sampler=mixture, collate_fn=collate, generator=generator, **workers)
 
 
 def default_mixture(sizes: Sequence[int], args: TrainingArguments) -> TaskMixture:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lorachord.data.task import Task
 from lorachord.fusion.predictions import Inputs
+from lorachord.tuner import on_task
+from lorachord.tuner.walk import modules_of, states_of
 
 Example = Mapping[str, Any]
 """The columns of `data.rows.RowReader.example`; `task`, the task's index; `embedding` (rows, F) where it has one."""
@@ -137,8 +141,12 @@ class ModelKind(ABC):
         """
 
     @abstractmethod
+    def tokens(self, examples: Sequence[Example]) -> list[int]:
+        """The tokens of each example's longest row in training, if nothing were cut."""
+
     def length(self, example: Example) -> int:
         """The size of an example, in any unit: those of like size are predicted together."""
+        return num_letters(example)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The model's own inputs in a batch of `collate`."""
@@ -148,6 +156,15 @@ class ModelKind(ABC):
 def base_of(model: nn.Module) -> nn.Module:
     """The transformers model in a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def answering(
+    model: nn.Module, task: int, *, prompt_mask: Tensor | None = None, embedding: Tensor | None = None
+) -> AbstractContextManager[None]:
+    """`on_task` for a batch of one task; a merged model, which has no adapter any more, answers its task anyway."""
+    if not states_of(model) and not any(isinstance(module, BaseTunerLayer) for module in modules_of(model)):
+        return nullcontext()
+    return on_task(model, task, prompt_mask=prompt_mask, embedding=embedding)
 
 
 def has_class(model: nn.Module, words: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ from lorachord.training.checkpoint_folders import CheckpointMixin
 from lorachord.training.decay import undecayed
 from lorachord.training.kinds import kind_of
 from lorachord.training.logged_parts import LoggedMixin
-from lorachord.training.mixture_loader import MixtureLoader, default_mixture
+from lorachord.training.mixture_loader import default_mixture, mixture_loader
 from lorachord.training.model_checks import check_model
 from lorachord.training.model_kind import Record
 from lorachord.training.prompt_embeddings import with_intuition
@@ -141,7 +141,8 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, not sharded again: the sampler knows its rank."""
-        return MixtureLoader(MixedDataset(self.train_data), batch_sampler=self.mixture, collate_fn=self.kind.collate)
+        args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        return mixture_loader(MixedDataset(self.train_data), self.mixture, self.kind.collate, args)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any

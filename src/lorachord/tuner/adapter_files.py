@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorachord.core.config import LARGEST
 from lorachord.whole import read_json
 
 CONFIG = "adapter_config.json"
@@ -29,7 +32,9 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         ValueError: a file is missing, damaged or no JSON, or the config's ranks are larger than any tensor.
     """
     check_weights(folder)
-    config = read_json(folder / CONFIG, ("peft_type",))
+    config = read_json(_in(folder, CONFIG), ("peft_type",))
+    if config["peft_type"] not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
+        raise ValueError(f"{folder / CONFIG}: there is no kind of adapter {config['peft_type']!r}.")
     options = config.get("options")
     if isinstance(options, Mapping):
         largest = _largest(folder / SAFETENSORS_WEIGHTS_NAME)
@@ -43,17 +48,39 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     return config
 
 
+def load_onto(base: nn.Module, folder: Path, *, is_trainable: bool = False) -> PeftModel:
+    """A saved adapter on its base, checked before anything is built.
+
+    Args:
+        base: without adapters.
+        is_trainable: whether its parameters are to be trained. Default False.
+
+    Raises:
+        ValueError: as `check_adapter`; the files do not fit each other or the base.
+    """
+    check_adapter(folder)
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    except (KeyError, RuntimeError, TypeError) as error:
+        # PEFT's own, of heads and fields that it does not check.
+        raise ValueError(f"{folder} is damaged, or does not fit the base model: {error}") from error
+
+
 def check_weights(folder: Path) -> None:
     """Raise a ValueError unless `folder` holds a whole weights file."""
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        found = sorted(entry.name for entry in folder.iterdir())
-        raise ValueError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; found {', '.join(found) or 'nothing'}.")
+    path = _in(folder, SAFETENSORS_WEIGHTS_NAME)
     try:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); copy or download it again.") from error
+
+
+def _in(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        raise ValueError(f"{folder} has no {name}; found {', '.join(found) or 'nothing'}.")
+    return folder / name
 
 
 def check_fields(config: Any) -> None:
@@ -70,8 +97,15 @@ def check_fields(config: Any) -> None:
             # A string, and what is in a list, have their own words.
             continue
         several = value if isinstance(value, (list, tuple, set)) else [] if value is None else [value]
+        if name == "modules_to_save" and several == [value]:
+            # PEFT adds to it.
+            raise ValueError(f"{name} is {value!r}; it must be a list of names.")
         if any(not isinstance(one, item) or isinstance(one, bool) for one in several):
             raise ValueError(f"{name} is {value!r}; it must be a list of {'numbers' if item is int else 'names'}.")
+    if config.target_modules is None:
+        raise ValueError("target_modules names no module: give names, or all-linear.")
+    if config.target_parameters is not None:
+        raise ValueError("target_parameters is of PEFT's LoRA; name modules in target_modules.")
     for name in ("target_modules", "exclude_modules"):
         value = getattr(config, name)
         if isinstance(value, str):
@@ -114,6 +148,8 @@ def check_tensors(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     for name, found in saved.items():
         if found.is_floating_point() and not bool(found.isfinite().all()):
             raise ValueError(f"The saved adapter is damaged: {name} holds NaN or infinity.")
+        if found.is_floating_point() and found.numel() and float(found.abs().max()) > LARGEST:
+            raise ValueError(f"The saved adapter is damaged: {name} holds {float(found.abs().max()):.3g}.")
 
 
 def _largest(path: Path) -> int:

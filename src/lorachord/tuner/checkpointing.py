@@ -2,8 +2,8 @@
 
 A recompute runs in the backward pass, when the tasks of that forward may be long gone: two forwards (task 0, task 1)
 before one backward would recompute both under task 1 and give wrong gradients without a word. So each checkpointed
-call remembers the contexts that it was made under. A context variable would not do: autograd may recompute on a thread
-of its own.
+call remembers the contexts that it was made under. A context variable alone would not do: autograd may recompute on a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class _Recall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         again, self.called = self.called, True
-        current = self.state.contexts
-        self.state.contexts = {name: self._context(name, again) for name in self.state.task_names}
+        passing = self.state.caller.passing
+        current = passing.contexts
+        passing.contexts = {name: self._context(name, again) for name in self.state.task_names}
         try:
             return self.function(*args, **kwargs)
         finally:
-            self.state.contexts = current
+            passing.contexts = current
 
     def _context(self, name: str, again: bool) -> Context:
         context = self.contexts.get(name, NO_CONTEXT)

@@ -94,6 +94,11 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
             )
     if saved["sample"] is None or found["sample"] is None:
         return
+    if len(saved["sample"]) != len(found["sample"]):
+        raise ValueError(
+            f"The base_fingerprint of the adapter is damaged: {len(saved['sample'])} weights, not "
+            f"{len(found['sample'])}."
+        )
     distance = _distance(saved["sample"], found["sample"])
     if distance > OTHER_BASE:
         raise ValueError(

@@ -104,7 +104,7 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
             self.unmerge()
         if self.merged:
             self.check_merged()
-        if self.disable_adapters or self.merged or self.shared.prompts.embedding:
+        if self.disable_adapters or self.merged or self.shared.caller.passing.embedding:
             out: Tensor = self.base_layer(x, *args, **kwargs)
             return out
         layer: Frozen = partial(_called, self.base_layer, args, kwargs) if args or kwargs else self.base_layer

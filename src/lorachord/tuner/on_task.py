@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorachord.core.tasks import Tasks
-from lorachord.tuner.prompts import Given
+from lorachord.tuner.callers import Given, Named, naming
 from lorachord.tuner.state import HEADS
 from lorachord.tuner.walk import active_adapters, modules_of, states_of
 
@@ -18,7 +18,11 @@ from lorachord.tuner.walk import active_adapters, modules_of, states_of
 def on_task(
     model: nn.Module, tasks: Tasks | None, *, prompt_mask: Tensor | None = None, embedding: Tensor | None = None
 ) -> Iterator[None]:
-    """Within this block, the samples of every forward pass through `model` have these tasks.
+    """Within this block, the samples of the caller's forward passes through `model` have these tasks.
+
+    The block belongs to the thread or coroutine that enters it. Others that use the model at the same time name their
+    own tasks. A thread that is started inside the block enters one too, or runs in a copy of the context
+    (`contextvars.copy_context().run`, `asyncio.to_thread`).
 
     The backward pass may lie outside the block, also under gradient checkpointing, whose recompute sees the tasks of
     its own forward. Blocks may be nested; the inner one counts. Methods without task-dependent parts accept it too.
@@ -43,18 +47,10 @@ def on_task(
         raise ValueError(f"{type(model).__name__} has no adapter: attach one first, with lorachord.attach(...).")
     active = [*active_adapters(model), HEADS]
     prompts_alone = tasks is None and not (prompt_mask is None and embedding is None)
-    # Resolve all before any is set: an error leaves everything as it was.
-    entered = [
+    given, named = Given(prompt_mask, embedding), {}
+    for state in states:
         # None alone is refused there, in words.
-        (state, state.named, state.prompts.given, state.named if prompts_alone else state.resolve(tasks, active))  # type: ignore[arg-type]
-        for state in states
-    ]
-    for state, _, _, contexts in entered:
-        state.named = state.contexts = contexts
-        state.prompts.given = Given(prompt_mask, embedding)
-    try:
+        contexts = state.named if prompts_alone else state.resolve(tasks, active)  # type: ignore[arg-type]
+        named[state.caller] = Named(contexts, given)
+    with naming(named):
         yield
-    finally:
-        for state, previous, given, _ in entered:
-            state.named = state.contexts = previous
-            state.prompts.given = given

@@ -20,11 +20,12 @@ from transformers import GenerationMixin
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import NO_CONTEXT, Batch, Context, PenaltyFrom
 from lorachord.tuner.batches import batch_of, first_input
+from lorachord.tuner.callers import Contexts
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.prompt_masks import attended
-from lorachord.tuner.state import Contexts, SharedState
+from lorachord.tuner.state import SharedState
 from lorachord.tuner.uncalled import FirstPass, have_linears_called, have_linears_left
 from lorachord.tuner.walk import active_adapters, adapted_layers
 
@@ -45,15 +46,16 @@ class Passes:
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The hook: settle the contexts of this pass."""
-        state = self.state
-        if state.prompts.embedding:
+        state, passing = self.state, self.state.caller.passing
+        if passing.embedding:
             return args, kwargs
         if state.unverified:
             self._verify_tasks(model)
         refuse_adapter_names(kwargs)
-        contexts = state.named
         if TASKS_KEYWORD in kwargs:
             contexts = state.resolve(kwargs.pop(TASKS_KEYWORD), active_adapters(model))
+        else:
+            contexts = state.named
         named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs if args else kwargs
         contexts = self.with_batch(model, named, contexts)
         # Only adapters that act: where none acts, no prompt is needed.
@@ -65,7 +67,7 @@ class Passes:
         if given is not None:
             # Once, and not again in each layer.
             contexts = {name: context.to(given.device) for name, context in contexts.items()}
-        state.contexts = contexts
+        passing.contexts = contexts
         if model.training and torch.is_grad_enabled():
             self._remind_of_penalty(model, acting)
             if acting:
@@ -75,9 +77,10 @@ class Passes:
 
     def after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The hook: what was settled for this pass ends with it."""
-        if self.state.prompts.embedding:
+        passing = self.state.caller.passing
+        if passing.embedding:
             return
-        self.state.contexts = self.state.named
+        passing.contexts = None
         self.first.end(finished=output is not None)
         self.state.prompts.finish(output)
 
@@ -103,7 +106,7 @@ class Passes:
             mask_BL = attended(inputs, given.shape[:2])
         found = {}
         for name in state.task_names:
-            context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.generating)
+            context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.caller.passing.generating)
             found[name] = replace(context, batch=batch, token_mask_BL=mask_BL)
         return found
 

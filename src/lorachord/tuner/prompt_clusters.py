@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lorachord.tuner.callers import Given, Named, naming
 from lorachord.tuner.passes import passes_of
-from lorachord.tuner.prompts import Given
 from lorachord.tuner.state import SharedState
 from lorachord.tuner.walk import active_adapters, states_of
 
@@ -51,11 +51,8 @@ def embed_prompts(model: nn.Module, inputs: Mapping[str, Tensor], prompt_mask: T
     """
     state, _ = _looking(model)
     root = next(module for module in model.modules() if passes_of(module) is not None)
-    given, state.prompts.given = state.prompts.given, Given(prompt_mask)
-    try:
+    with naming({state.caller: Named(state.named, Given(prompt_mask))}):
         return state.prompts.embed(root, inputs, state.prompts.mask_of(root, inputs))
-    finally:
-        state.prompts.given = given
 
 
 def encoder_of(model: nn.Module) -> str | None:

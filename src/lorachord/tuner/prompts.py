@@ -8,9 +8,8 @@ Shapes: B samples, L tokens, F features of an embedding, C clusters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from lorachord.core.registry import get_method
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.kernels.devices import moved
 from lorachord.tuner.batches import first_input, is_packed
+from lorachord.tuner.callers import Caller, Given
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.prompt_masks import (
@@ -41,35 +41,26 @@ from lorachord.tuner.prompt_masks import (
 ON_CACHE = "_lorachord_prompts"
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What `on_task` says of the prompts: True for their tokens (B, L), and their embeddings (B, F)."""
-
-    mask_BL: Tensor | None = None
-    embedding_BF: Tensor | None = None
-
-
 class Prompts:
     """The prompts of the passes through one model.
 
+    Args:
+        caller: who says what they are, in `on_task`.
+
     Attributes:
-        given: what `on_task` says of them.
         encoders: what embeds them, by adapter; None for an adapter that needs no embedding. Only adapters that choose
             by prompt are in here.
         centroids: (C, F) by adapter, once they are fitted.
         configs: of all adapters; the centroids are saved in them.
-        embedding: whether a pass of the frozen base is under way, in which no adapter acts.
         warned: whether it was said that a pass takes a whole text for the prompt.
-        pending: what the pass under way keeps, where there is no cache yet to put it on.
     """
 
-    def __init__(self) -> None:
-        self.given = Given()
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
         self.encoders: dict[str, str | None] = {}
         self.centroids: dict[str, Tensor] = {}
         self.configs: dict[str, LorachordConfig] = {}
-        self.embedding = self.warned = False
-        self.pending: dict[str, Context] = {}
+        self.warned = False
 
     def add_adapter(self, name: str, adapters: list[Adapter], config: LorachordConfig) -> None:
         """Take up an adapter, which may choose by prompt or not; the name may have been another's before."""
@@ -123,7 +114,7 @@ class Prompts:
                 contexts[name] = _recalled(contexts.get(name, NO_CONTEXT), before.get(name), size, name)
             return contexts
         mask_BL = self.mask_of(model, inputs)
-        if not self.warned and self.given.mask_BL is None and is_whole_text(model, inputs):
+        if not self.warned and self.caller.named.given.mask_BL is None and is_whole_text(model, inputs):
             self.warned = True
             warn_of_whole_text(names)
         # A graph must not hold on to what holds on to it: checkpoints remember contexts.
@@ -146,12 +137,13 @@ class Prompts:
         if isinstance(cache, Cache):
             vars(cache)[ON_CACHE] = kept
         else:
-            self.pending = kept
+            self.caller.passing.pending = kept
         return contexts
 
     def finish(self, output: Any) -> None:
         """After a pass: put what it has kept on the cache that it has made, if any."""
-        kept, self.pending = self.pending, {}
+        passing = self.caller.passing
+        kept, passing.pending = passing.pending, {}
         values = output.values() if isinstance(output, ModelOutput) else output if isinstance(output, tuple) else ()
         cache = next((value for value in values if isinstance(value, Cache)), None)
         if kept and cache is not None:
@@ -163,7 +155,7 @@ class Prompts:
         Raises:
             ValueError: the attention mask does not tell what is padding.
         """
-        tokens, labels, given_BL = _given(inputs), inputs.get("labels"), self.given.mask_BL
+        tokens, labels, given_BL = _given(inputs), inputs.get("labels"), self.caller.named.given.mask_BL
         mask_BL = attended(inputs, tokens.shape[:2])
         if given_BL is not None:
             fitted_BL = fitted(moved(given_BL.bool(), tokens.device), tokens.shape[:2])
@@ -176,20 +168,20 @@ class Prompts:
         mask_BL = moved(mask_BL, tokens.device)
         return prompt_before(labels) & mask_BL if has_answers(model, inputs) else mask_BL  # type: ignore[arg-type]
 
-    @contextmanager
-    def generating(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Within this block, what `generate` is given is the prompt, and what it writes is not, whatever its cache."""
-        before, tokens, mask_BL = self.given, first_input(inputs), inputs.get("attention_mask")
-        if self.encoders and before.mask_BL is None and tokens is not None:
-            whole = isinstance(mask_BL, Tensor) and mask_BL.shape == tokens.shape[:2]
-            self.given = replace(before, mask_BL=mask_BL if whole else torch.ones(1, tokens.shape[1]))
-        try:
-            yield
-        finally:
-            self.given = before
+    def given_to_write(self, inputs: Mapping[str, Any]) -> Given:
+        """What `generate` is given is the prompt, and what it writes is not, whatever its cache.
+
+        Args:
+            inputs: the arguments of `generate`, by name.
+        """
+        given, tokens, mask_BL = self.caller.named.given, first_input(inputs), inputs.get("attention_mask")
+        if not self.encoders or given.mask_BL is not None or tokens is None:
+            return given
+        whole = isinstance(mask_BL, Tensor) and mask_BL.shape == tokens.shape[:2]
+        return replace(given, mask_BL=mask_BL if whole else torch.ones(1, tokens.shape[1]))
 
     def _embedding(self, name: str, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
-        given = self.given.embedding_BF
+        given = self.caller.named.given.embedding_BF
         if given is not None:
             return repeated(moved(given, mask_BL.device), len(mask_BL), "an embedding")
         if self.encoders[name] != "base":
@@ -206,11 +198,12 @@ class Prompts:
                 f"A {type(model).__name__}, which is no transformers model, cannot embed its prompts: give their "
                 "embeddings, with lorachord.on_task(model, tasks, embedding=...)."
             )
-        self.embedding = True
+        passing = self.caller.passing
+        passing.embedding = True
         try:
             return base_embedding(model, inputs, mask_BL)
         finally:
-            self.embedding = False
+            passing.embedding = False
 
     def _cosines(self, name: str, embedding_BF: Tensor) -> Tensor:
         if name not in self.centroids:

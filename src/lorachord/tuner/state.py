@@ -6,11 +6,11 @@ from torch import Tensor
 
 from lorachord.core.context import Context, PenaltyFrom
 from lorachord.core.tasks import TaskNames, Tasks
+from lorachord.tuner.callers import Caller, Contexts
 from lorachord.tuner.prompts import Prompts
 
 HEADS = ""
 """In the place of an adapter's name: the tasks of the heads, which are there whatever adapter is active."""
-Contexts = dict[str, Context]
 
 
 class SharedState:
@@ -21,9 +21,7 @@ class SharedState:
         penalty_from: the source of each adapter's penalty.
         penalty_asked: whether `penalty` was ever asked for; `trained` whether a pass in training came before.
         unverified: the adapters whose saved task order has not been compared with their task names yet.
-        named: the contexts that `on_task` has set; replaced, never changed.
-        contexts: those of the current pass: `named`, or the forward's keyword, with the pass's token mask and prompts.
-        generating: whether `generate` is under way, which may repeat each of its samples in place.
+        caller: what differs between those who call the model at the same time.
         prompts: for adapters that choose by prompt.
     """
 
@@ -32,10 +30,19 @@ class SharedState:
         self.penalty_from: dict[str, PenaltyFrom] = {}
         self.penalty_asked = self.trained = False
         self.unverified: set[str] = set()
-        self.named: Contexts = {}
-        self.contexts: Contexts = {}
-        self.generating = False
-        self.prompts = Prompts()
+        self.caller = Caller()
+        self.prompts = Prompts(self.caller)
+
+    @property
+    def named(self) -> Contexts:
+        """The contexts that the caller's `on_task` has set."""
+        return self.caller.named.contexts
+
+    @property
+    def contexts(self) -> Contexts:
+        """Those of the caller's pass: `named`, or the forward's keyword, with the pass's token mask and prompts."""
+        contexts = self.caller.passing.contexts
+        return self.named if contexts is None else contexts
 
     def forget(self, name: str) -> None:
         """Drop an adapter."""

@@ -7,8 +7,8 @@ import pytest
 
 import lorachord as lc
 from lorachord.baselines import BASELINES, BaselineConfig, baseline_config
-from lorachord.cli import method_rows
 from lorachord.runs.arguments import mixture_of
+from lorachord.runs.listing import method_rows
 from lorachord.runs.recipe import Recipe, read_recipe, recipe_from
 from lorachord.runs.strict import load_yaml
 from tests.tiny_data import own, tree

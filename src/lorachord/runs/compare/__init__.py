@@ -1,10 +1,16 @@
-"""Which method pays on some tasks, and how sure that is.
+"""Which method pays on some tasks, and how sure that is: `lorachord compare`.
 
-`sample.py` makes `Scores` of the predictions of several methods: contrasts of their mean scores, with intervals over
-seeds and over examples. `statistics.py` has the formula and its measured honesty, the correction for several claims
-(`holm`), and the number of seeds that would show an effect. `ratio.py` has the interval of the gap recovered.
-`resampling.py` computes how scores move with the examples. `chance.py` has the two questions by which a learning rate
-is chosen: whether a run is at chance, and whether a rate is tied with the best.
+The way of a comparison: `rows.py` reads the rows, `fitting.py` gives them equal parameters, `plan.py` checks and fixes
+all that is decided beforehand. `sweep.py` runs trials (`trial.py`) in processes or on a cluster (`workers.py`).
+`state.py` says, from the finished trials alone, which are wanted next; `ladder.py` chooses the learning rates.
+`results.py` gathers the numbers, `verdict.py` says what they mean, `tables.py` shows them. `command.py` is the front
+door.
+
+The statistics: `sample.py` makes `Scores` of the predictions of several methods, contrasts of their mean scores with
+intervals over seeds and over examples. `statistics.py` has the formula and its measured honesty, the correction for
+several claims (`holm`), and the number of seeds that would show an effect. `ratio.py` has the interval of the gap
+recovered. `resampling.py` computes how scores move with the examples. `chance.py` has the two questions by which a
+learning rate is chosen: whether a run is at chance, and whether a rate is tied with the best.
 
 >>> from lorachord.data import Task
 >>> from lorachord.runs.compare import Sample, Scores

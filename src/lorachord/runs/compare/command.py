@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
+from lorachord.runs.auditing import audit_of, say
 from lorachord.runs.compare.plan import Budget, Plan, make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
 from lorachord.runs.compare.tables import as_csv, as_markdown
 from lorachord.runs.compare.workers import Processes, RayCluster, Workers
+from lorachord.runs.model import load_plain
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.stopping import Stopped
 from lorachord.runs.tasksets import load_data
@@ -126,7 +128,7 @@ def write_results(folder: SweepFolder, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_data(plan: Plan) -> None:
-    """Read the data once, so that their faults are said before the first trial.
+    """Read the data once, so that their faults, leaks among them, are said before the first trial.
 
     Raises:
         ValueError: as `load_data`, or a task has too few rows to be scored.
@@ -138,6 +140,8 @@ def _check_data(plan: Plan) -> None:
                 raise ValueError(
                     f"Task {task.name!r} has {len(rows)} rows of {split}; a comparison needs two at least."
                 )
+    _, kind = load_plain(plan.recipe, plan.tasks)
+    say(audit_of(plan.recipe, data, kind))
 
 
 def _workers(where: Where, threads: int, folder: SweepFolder) -> Workers:

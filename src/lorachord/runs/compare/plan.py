@@ -78,8 +78,8 @@ class Plan:
         return next(row for row in (*self.rows, *self.front_rows()) if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as `sweep.json` holds them; `from_dict` takes them back."""
-        plain = asdict(replace(self, recipe=None))  # type: ignore[arg-type]
+        """Plain data, as `sweep.json` holds them; `from_dict` takes them back. Where the data lie is left out."""
+        plain = asdict(replace(self, recipe=None, data_dir=None))  # type: ignore[arg-type]
         return {**plain, "recipe": self.recipe.to_dict()}
 
     @classmethod

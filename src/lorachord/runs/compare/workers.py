@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -63,12 +65,13 @@ class Processes(Workers):
         return ProcessPoolExecutor(self.size, get_context("spawn"), _begin, (self.threads, os.getpid()))
 
     def submit(self, spec: Spec) -> Future[Result]:
-        try:
-            return self._pool.submit(run_trial, spec)
-        except BrokenProcessPool:
-            self._pool.shutdown()
-            self._pool = self._new()
-            return self._pool.submit(run_trial, spec)
+        with _ctrl_c_ignored():
+            try:
+                return self._pool.submit(run_trial, spec)
+            except BrokenProcessPool:
+                self._pool.shutdown()
+                self._pool = self._new()
+                return self._pool.submit(run_trial, spec)
 
     def stop(self) -> None:
         for child in active_children():
@@ -80,6 +83,16 @@ class Processes(Workers):
 
     def died(self, error: BaseException) -> bool:
         return isinstance(error, BrokenProcessPool)
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes that are made meanwhile know nothing of Ctrl-C, unless they train; `stop` ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(threads: int, parent: int) -> None:
@@ -121,6 +134,9 @@ class RayCluster(Workers):
             if address == "local":
                 ray.init(num_cpus=size * threads, **how)
             else:
+                # Ray itself tries for minutes.
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
                 del how["include_dashboard"]
                 ray.init(address, **how)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
