@@ -49,7 +49,7 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
     check_adapter(folder.path / "adapter")
-    base, kind = load_plain(folder.recipe, tasks)
+    base, kind = load_plain(folder.recipe, tasks, trained=True)
     model = load_onto(base, folder.path / "adapter")
     return model.eval(), kind, tasks
 

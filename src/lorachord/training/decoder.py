@@ -32,7 +32,7 @@ from lorachord.training.model_kind import (
 )
 from lorachord.training.positions import ends_of, position_table
 from lorachord.tuner import on_task
-from lorachord.tuner.prompts import prompt_before
+from lorachord.tuner.prompt_masks import prompt_before
 
 logger = logging.getLogger(__name__)
 
