@@ -5,8 +5,7 @@ hands out the gradient of each task by its rows (see `kernels/linear.py`). What 
 *effective* weight (A', B', a router's, a core's); it is pulled back to the parameters by a vector-Jacobian product per
 task, which is nothing where the effective weight is the parameter itself.
 
-The alternative, for batches of one task: let each add its ordinary gradients to its task's share.
-Shapes: T tasks.
+The alternative, for batches of one task: each adds its ordinary gradients to its task's share. Shapes: T tasks.
 """
 
 from __future__ import annotations
