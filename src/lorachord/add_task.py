@@ -42,7 +42,7 @@ def add_task(model: PeftModel, task: str, *, num_outputs: int | None = None) -> 
         name = config.method if isinstance(config, LorachordConfig) else "PEFT's own adapter"
         raise ValueError(
             f"{name} has no parameters of one task, so learning a new task changes what the old ones get. Either train "
-            "an adapter for the new task alone and fuse both (lorachord fuse), which costs one training on the new rows "
+            "an adapter for the new task alone and fuse both (lorachord fuse), which costs a training on its rows "
             "and some of both tasks' scores; or train again on all tasks' rows, which costs a training on all of them."
         )
     names = TaskNames((*config.task_names.names, task), accepts_unknown=config.task_names.accepts_unknown)
