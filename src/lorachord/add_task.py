@@ -12,8 +12,9 @@ from lorachord.core.adapter import Adapter
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.core.tasks import TaskNames
-from lorachord.heads import grow_heads, heads_of
+from lorachord.heads import TaskHeads, heads_of, key, of_width
 from lorachord.tuner import LorachordConfig
+from lorachord.tuner.state import HEADS
 from lorachord.tuner.walk import adapted_layers
 
 
@@ -53,6 +54,8 @@ def add_task(model: PeftModel, task: str, *, num_outputs: int | None = None) -> 
             if heads is not None
             else "All tasks share one head, or there is none: leave out num_outputs."
         )
+    if num_outputs is not None and num_outputs < 1:
+        raise ValueError(f"The head of task {task!r} must have at least one output, not {num_outputs}.")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     (name,) = model.active_adapters
@@ -64,7 +67,7 @@ def add_task(model: PeftModel, task: str, *, num_outputs: int | None = None) -> 
         layer.shared.task_names[name] = names
     config.tasks = list(names.names)
     if num_outputs is not None:
-        grow_heads(model, task, num_outputs)
+        _grow_heads(model, task, num_outputs)
     return model
 
 
@@ -93,3 +96,14 @@ def _grow(adapter: Adapter, names: TaskNames) -> None:
 def _of_new(num_old: int, gradient: Tensor) -> Tensor:
     """A gradient by task, with zeros for the old ones."""
     return torch.cat([torch.zeros_like(gradient[:num_old]), gradient[num_old:]])
+
+
+def _grow_heads(model: nn.Module, task: str, width: int) -> None:
+    """One more head in every set of them; in the trained set it is trainable."""
+    trained = heads_of(model)
+    assert trained is not None
+    for heads in [module for module in model.modules() if isinstance(module, TaskHeads)]:
+        names = TaskNames((*heads.num_outputs, task))
+        heads.heads[key(task)] = of_width(heads.of(names.names[0]), width).requires_grad_(heads is trained[1])
+        heads.width = max(heads.width, width)
+        heads.shared.task_names[HEADS] = names

@@ -33,7 +33,7 @@ class TaskHeads(nn.Module):
     def __init__(self, head: nn.Module, num_outputs: Mapping[str, int]) -> None:
         super().__init__()
         names = TaskNames(tuple(num_outputs))
-        self.heads = nn.ModuleDict({key(task): _of_width(head, width) for task, width in num_outputs.items()})
+        self.heads = nn.ModuleDict({key(task): of_width(head, width) for task, width in num_outputs.items()})
         self.width = max(num_outputs.values())
         self.shared = SharedState()
         self.shared.task_names[HEADS] = names
@@ -119,23 +119,6 @@ def add_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> nn.Module:
     name = head_name(model)
     setattr(model, name, TaskHeads(getattr(model, name), num_outputs))
     return model
-
-
-def grow_heads(model: nn.Module, task: str, width: int) -> None:
-    """Give every set of heads per task in `model` one more, in place; of the trained set, the new one is trainable.
-
-    Raises:
-        ValueError: the width is below 1.
-    """
-    if width < 1:
-        raise ValueError(f"The head of task {task!r} must have at least one output, not {width}.")
-    trained = heads_of(model)
-    for heads in [module for module in model.modules() if isinstance(module, TaskHeads)]:
-        names = TaskNames((*heads.shared.task_names[HEADS].names, task))
-        head = _of_width(next(iter(heads.heads.values())), width)
-        heads.heads[key(task)] = head.requires_grad_(trained is not None and heads is trained[1])
-        heads.width = max(heads.width, width)
-        heads.shared.task_names[HEADS] = names
 
 
 def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
@@ -244,7 +227,8 @@ def _width(head: nn.Module) -> int:
     return [module for module in head.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 
-def _of_width(head: nn.Module, width: int) -> nn.Module:
+def of_width(head: nn.Module, width: int) -> nn.Module:
+    """A new head of a number of outputs, shaped after another."""
     if isinstance(head, nn.Linear):
         return _linear_like(head, width)
     made = copy.deepcopy(head)
