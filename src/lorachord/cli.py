@@ -138,7 +138,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )
-    files = f"The comparison is in {out}: compare.json, compare.csv, compare.md, and a run for each trial."
+    files = f"The comparison is in {out}, with a run folder for each trial in trials/."
     _tell(arguments, found, lambda: f"{terminal(found)}\n\n{files}")
 
 
