@@ -211,6 +211,23 @@ def _fuse(arguments: argparse.Namespace) -> None:
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")
 
 
+def _inspect(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.inspect import inspect
+
+    found = inspect(
+        arguments.model,
+        against=arguments.against,
+        split=arguments.split,
+        max_rows=arguments.max_rows,
+        data_dir=arguments.data,
+    )
+    _tell(arguments, found.to_dict(), found.text)
+    if arguments.out is not None:
+        out = found.save(arguments.out)
+        if not arguments.json:
+            print(f"\nThe arrays are in {out}: inspect.json, and a file .npz for each figure.")
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from lorachord.runs.demo import demo
 
@@ -231,6 +248,7 @@ COMMANDS = {
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,
+    "inspect": _inspect,
     "demo": _demo,
 }
 
