@@ -54,7 +54,8 @@ def svd(update: Update) -> tuple[Tensor, Tensor, Tensor]:
     Of factors, the singular values are those of a small matrix between their QR factors.
     """
     if not isinstance(update, LowRank):
-        return torch.linalg.svd(update.double(), full_matrices=False)
+        u_OR, s_R, vh_RD = torch.linalg.svd(update.double(), full_matrices=False)
+        return u_OR, s_R, vh_RD
     left_OK, inner_KR = torch.linalg.qr(update.up_OR.double())
     right_DK, inner_QR = torch.linalg.qr(update.down_RD.double().t())
     u_KR, s_R, vh_RQ = torch.linalg.svd(inner_KR @ inner_QR.t(), full_matrices=False)

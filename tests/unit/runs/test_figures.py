@@ -56,7 +56,7 @@ def test_routing_shows_the_experts_that_a_router_was_made_to_pick(method: str) -
     found = routing(routed(method), prompts(method))
     assert found.layers == ("model.layers.0.self_attn.q_proj",)
     wanted = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
-    clusters = "clusters of prompts" if method == "mor1e" else None
+    clusters = "prompt clusters" if method == "mor1e" else None
     for group, name in enumerate(found.groups):
         usage = found.usage[0, :, group]
         if name == clusters:

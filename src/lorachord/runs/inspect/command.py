@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch import nn
 
 from lorachord.core.context import Mixing
@@ -107,7 +107,7 @@ def _of_model(model: nn.Module, batches: Mapping[str, Sequence[Mapping[str, Any]
     if not isinstance(model, PeftModel):
         raise ValueError(f"Expected a PeftModel, as lorachord.attach returns it; got {type(model).__name__}.")
     figures, config = _Figures(), model.peft_config[model.active_adapter]
-    method = config.method if isinstance(config, LorachordConfig) else str(config.peft_type.value).lower()
+    method = config.method if isinstance(config, LorachordConfig) else PeftType(config.peft_type).value.lower()
     figures.add_updates(lambda: updates_of(model))
     if _routes(method) and batches is None:
         figures.absent["routing"] = "Routing needs rows: give batches={task: [inputs, ...]}, the prompts of each task."

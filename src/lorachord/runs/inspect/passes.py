@@ -62,8 +62,10 @@ class RowsOfRun:
         rows = [own.select(cut(len(own), max_rows, seed)) for own in found]
         with autocast(run.recipe):
             embedded = with_embeddings(model, kind, rows, batch_size=run.recipe.evaluation.batch_size)
-        examples = tuple([{**own[row], "task": index} for row in range(len(own))] for index, own in enumerate(embedded))
-        return cls(run, model, kind, tasks, examples)
+        examples: list[list[Example]] = [
+            [{**own[row], "task": index} for row in range(len(own))] for index, own in enumerate(embedded)
+        ]
+        return cls(run, model, kind, tasks, tuple(examples))
 
     def routing(self) -> Routing:
         """The experts that the prompts of each task use."""

@@ -22,7 +22,7 @@ from lorachord.tuner.walk import states_of
 
 ALIKE = 0.1
 APART = 0.5
-GROUPS = {"mixlora": ("factors a", "factors b"), "mor1e": ("gates of tokens", "clusters of prompts")}
+GROUPS = {"mixlora": ("factors a", "factors b"), "mor1e": ("token gates", "prompt clusters")}
 """The names of the groups, where they are not routers that are alike."""
 EMBEDDING = "embedding"
 
@@ -97,7 +97,7 @@ class Routing(Figure):
         return " ".join(told)
 
     def rows(self) -> Rows:
-        made = [["layers", "", "of", "tasks differ", "by chance", "in use", "experts"]]
+        made = [["layers", "", "of", "differ", "chance", "in use", "experts"]]
         for kind, places in by_kind(self.layers).items():
             for group, of in self._told().items():
                 cells = [number(float(mean(values[places][:, of]))) for values in (self.between_tasks, self.chance)]
@@ -178,7 +178,7 @@ def _size(batch: Mapping[str, Any]) -> int:
 
 
 def _groups(model: nn.Module) -> tuple[str, ...]:
-    config: Any = model.peft_config[model.active_adapter]  # type: ignore[index, union-attr, operator]
+    config: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
     return GROUPS.get(getattr(config, "method", ""), ())
 
 

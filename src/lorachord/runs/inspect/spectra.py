@@ -60,7 +60,8 @@ class Spectra(Figure):
 
     def top_share(self, k: int = 1) -> Array:
         """The share of the energy that the k largest singular values hold, (U, L)."""
-        return self.shares[..., :k].sum(-1)
+        share: Array = self.shares[..., :k].sum(-1)
+        return share
 
     @property
     def effective_rank(self) -> Array:

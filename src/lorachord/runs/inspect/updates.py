@@ -60,11 +60,12 @@ def read_lora(folder: Path) -> dict[str, LowRank]:
         raise ValueError(DORA)
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     found = {}
-    for key, down_RD in tensors.items():
+    # Block 2 before block 10.
+    for key in sorted(tensors, key=lambda key: [part.zfill(6) for part in key.split(".")]):
         layer, matched, _ = key.removeprefix(BEGINNING).partition(".lora_A.")
         if matched:
             up_OR = tensors[key.replace(".lora_A.", ".lora_B.")]
-            found[layer] = LowRank(down_RD.float(), _scale(config, layer) * up_OR.float())
+            found[layer] = LowRank(tensors[key].float(), _scale(config, layer) * up_OR.float())
     if not found:
         raise ValueError(f"{folder} changes no linear layer by a LoRA.")
     return found
@@ -73,8 +74,8 @@ def read_lora(folder: Path) -> dict[str, LowRank]:
 def _scale(config: LoraConfig, layer: str) -> float:
     """As PEFT has it, with its patterns of names."""
 
-    def of(pattern: Mapping[str, Any], otherwise: Any) -> float:
-        return float(pattern.get(get_pattern_key(pattern.keys(), layer), otherwise))
+    def of(pattern: Mapping[str, float] | None, otherwise: float) -> float:
+        return (pattern or {}).get(get_pattern_key([*(pattern or {})], layer), otherwise)
 
     rank, alpha = of(config.rank_pattern, config.r), of(config.alpha_pattern, config.lora_alpha)
     return alpha / (rank**0.5 if config.use_rslora else rank)
