@@ -204,5 +204,6 @@ def _beside(found: Inspection, other: Inspection) -> Inspection:
     assert isinstance(own, Spectra)
     assert isinstance(theirs, Spectra)
     names = found.of, other.of if other.of != found.of else f"{other.of} (other)"
-    figures = {**found.figures, "beside": beside(own, theirs, names)}
+    # After the spectra.
+    figures = {"spectra": own, "beside": beside(own, theirs, names), **found.figures}
     return Inspection(found.of, found.method, found.tasks, figures, found.absent)

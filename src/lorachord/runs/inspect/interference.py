@@ -2,7 +2,8 @@
 
     I(j -> i) = [L_i(theta) - L_i(theta - d g_j / |g_j|)] / [L_i(theta) - L_i(theta - d g_i / |g_i|)]
 
-Shen et al., "Multimodal Instruction Tuning with Conditional Mixture of LoRA" (arXiv 2402.15896).
+Shen et al., "Multimodal Instruction Tuning with Conditional Mixture of LoRA" (arXiv 2402.15896). With short steps it is
+the cosine of the gradients. The d of a run is its learning rate.
 
 Shapes: P entries of the adapter's parameters.
 """
@@ -22,6 +23,10 @@ from lorachord.runs.inspect.figure import Array, Figure, Rows, number, short
 from lorachord.tuner.walk import adapted_layers
 
 Loss = Callable[[nn.Module, Any], Tensor]
+LEAST = 1e-5
+"""A task's own gain over its loss; a smaller one is made of rounding."""
+SHOWN = 6
+"""Tasks that 80 columns have room for."""
 
 
 @final
@@ -31,7 +36,8 @@ class Interference(Figure):
 
     Attributes:
         tasks: T names.
-        share: |d| over the length of all parameters of the adapter.
+        step: d, the length of a step.
+        losses: of the tasks before any step, (T,).
         decrease: what a step for task j takes off the loss of task i, at [j, i], (T, T).
         cosines: of the tasks' gradients, (T, T); NaN where one is zero.
     """
@@ -46,7 +52,8 @@ class Interference(Figure):
     )
 
     tasks: tuple[str, ...]
-    share: float
+    step: float
+    losses: Array
     decrease: Array
     cosines: Array
 
@@ -54,7 +61,7 @@ class Interference(Figure):
     def values(self) -> Array:
         """I(j -> i) at [j, i], (T, T); NaN where a task's own step does not lower its loss."""
         own = self.decrease.diagonal()
-        return self.decrease / np.where(own > 0, own, np.nan)
+        return self.decrease / np.where(own > LEAST * np.abs(self.losses), own, np.nan)
 
     @property
     def others(self) -> Array:
@@ -73,23 +80,22 @@ class Interference(Figure):
         )
 
     def rows(self) -> Rows:
-        # As many tasks as 80 columns have room for.
-        shown = range(min(len(self.tasks), 6))
+        shown = range(min(len(self.tasks), SHOWN))
         made = [["step for", *(short(self.tasks[at], 9) for at in shown)]]
         for at, task in enumerate(self.tasks):
-            made.append([short(task, 16), *(number(float(self.values[at, other])) for other in shown)])
-        return made
+            made.append([short(task, 14), *(number(float(self.values[at, other])) for other in shown)])
+        return made if len(self.tasks) <= SHOWN else [*made, ["more: --json", *([""] * SHOWN)]]
 
     def summary(self) -> dict[str, Any]:
-        parts = {"values": self.values.tolist(), "cosines": self.cosines.tolist()}
-        return {"tasks": list(self.tasks), **parts, "share": self.share}
+        parts = {"values": self.values.tolist(), "cosines": self.cosines.tolist(), "losses": self.losses.tolist()}
+        return {"tasks": list(self.tasks), **parts, "step": self.step}
 
     def arrays(self) -> dict[str, Array]:
         return {**super().arrays(), "values": self.values}
 
 
 def interference(
-    model: nn.Module, batches: Mapping[str, Sequence[Any]], loss: Loss, share: float = 0.01
+    model: nn.Module, batches: Mapping[str, Sequence[Any]], loss: Loss, step: float = 1e-3
 ) -> Interference:
     """Take a step for each task, look at all losses, and take it back. The model ends as it was, in eval mode.
 
@@ -97,7 +103,7 @@ def interference(
         model: with an adapter of this package.
         batches: of each task; gradients and losses are means over them.
         loss: of a batch, given the model.
-        share: the length of a step over that of all parameters of the adapter. Default 0.01.
+        step: d, its length over all parameters of the adapter. Default 1e-3.
 
     Raises:
         ValueError: fewer than two tasks, or no adapter.
@@ -108,15 +114,14 @@ def interference(
     model.eval()
     with _differentiable(model) as parameters:
         flat_TP = torch.stack([_gradient(model, own, loss, parameters) for own in batches.values()])
-        length = share * float(torch.cat([parameter.detach().flatten() for parameter in parameters]).norm())
         before_T = _losses(model, batches, loss)
         decrease = []
         for gradient_P in flat_TP:
-            with _moved(parameters, -length * gradient_P / gradient_P.norm().clamp_min(1e-30)):
+            with _moved(parameters, -step * gradient_P / gradient_P.norm().clamp_min(1e-30)):
                 decrease.append(before_T - _losses(model, batches, loss))
     norm_T = flat_TP.norm(dim=1)
     cosines = flat_TP @ flat_TP.t() / (norm_T[:, None] * norm_T).where((norm_T[:, None] * norm_T) > 0, torch.nan)
-    return Interference(tasks, share, np.stack(decrease), cosines.cpu().double().numpy())
+    return Interference(tasks, step, before_T, np.stack(decrease), cosines.cpu().double().numpy())
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class RowsOfRun:
             for task, own in zip(self.tasks, self.examples, strict=True)
         }
         with autocast(self.run.recipe):
-            return interference(self.model, batches, self._loss)
+            return interference(self.model, batches, self._loss, self.run.recipe.training.learning_rate)
 
     def _loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         device = next(model.parameters()).device
