@@ -66,6 +66,18 @@ def test_layers_of_several_ranks_stand_beside_each_other() -> None:
     assert found.rows()[1] == ["all", "q", "2", "0.67", "1.00", "2.0", "2.0", "2"]
 
 
+def test_the_table_has_the_kinds_of_layers_and_then_the_tasks() -> None:
+    updates = {"a": {"0.x.0.q": diagonal(1), "0.x.1.v": diagonal(1)}, "b": {"0.x.0.q": diagonal(1, 1)}}
+    rows = spectra(updates).rows()
+    assert [row[:4] for row in rows[1:]] == [
+        ["all", "q", "1", "0.75"],
+        ["all", "v", "1", "1.00"],
+        ["a", "all", "2", "1.00"],
+        # It leaves the other layer alone.
+        ["b", "all", "2", "0.50"],
+    ]
+
+
 def test_an_update_of_nothing_is_told_as_such() -> None:
     found = of(LowRank(torch.ones(2, 6), torch.zeros(5, 2)))
     assert found.words == "The updates are zero: nothing was trained."

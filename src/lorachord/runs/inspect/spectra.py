@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lorachord.fusion.factors import LowRank, svd
-from lorachord.runs.inspect.figure import Array, Figure, Rows, by_kind, mean, number
+from lorachord.runs.inspect.figure import Array, Figure, Rows, by_kind, mean, number, short
 
 DOMINATED = 0.5
 """A top value with a larger share of the energy outweighs all others together."""
@@ -91,12 +91,16 @@ class Spectra(Figure):
         )
 
     def rows(self) -> Rows:
-        made = [["update of", "layers", "", "top 1", "top 4", "effective", "stable", "of"]]
+        made = [["updates of", "layers", "", "top 1", "top 4", "effective", "stable", "of"]]
         columns = (self.top_share(), self.top_share(4), self.effective_rank, self.stable_rank, self.ranks)
-        for update, owner in enumerate(self.owners):
-            for kind, places in by_kind(self.layers).items():
-                cells = [number(float(mean(column[update, places])), 1 + (at < 2)) for at, column in enumerate(columns)]
-                made.append([owner[:12], kind, str(len(places)), *cells[:4], cells[4].removesuffix(".0")])
+        everywhere = list(range(len(self.layers)))
+        chosen = [("all", kind, slice(None), places) for kind, places in by_kind(self.layers).items()]
+        if len(self.owners) > 1:
+            chosen += [(short(owner, 12), "all", slice(at, at + 1), everywhere) for at, owner in enumerate(self.owners)]
+        for owner, kind, updates, places in chosen:
+            values = [float(mean(column[updates][:, places])) for column in columns]
+            cells = [number(value, 2 if at < 2 else 1) for at, value in enumerate(values)]
+            made.append([owner, kind, str(len(places)), *cells[:4], cells[4].removesuffix(".0")])
         return made
 
     def summary(self) -> dict[str, Any]:
