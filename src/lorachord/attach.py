@@ -13,6 +13,7 @@ from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.registry import all_methods
 from lorachord.core.tasks import TaskNames
 from lorachord.messages import suggest
+from lorachord.tuner.parts import add_parts
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.saved_calibration import Calibration, require_none
 from lorachord.tuner.targets import infer_task_type
@@ -39,15 +40,16 @@ def attach(
         settings: the method's options (`r=8`, `alpha=16`, `dropout=0.0`, ...) and the fields of `LorachordConfig`
             (`target_modules`, `modules_to_save`, `layers_to_transform`, ...). `target_modules` is `all-linear` unless
             given. `task_type` is taken from the class of `base` where that is unambiguous; for a
-            ForSequenceClassification model that makes its head trainable and saves it with the adapter.
+            ForSequenceClassification model that makes its head trainable and saves it with the adapter. So are parts
+            that the checkpoint of `base` lacks, such as a pooler: they join `modules_to_save`.
 
     Returns:
         A `peft.PeftModel`; only the adapter (and the heads) are trainable.
 
     Raises:
         ValueError: an unknown method or option (the nearest is named), values out of range, targets that match
-            nothing, missing or repeated task names, a model that has adapters already, or a calibration that is missing
-            or was made for something else. The model is then as it was.
+            nothing, missing or repeated task names, a model that has adapters already, a checkpoint that lacks weights
+            of the blocks, or a calibration that is missing or was made for something else. The model is then as it was.
     """
     if method not in all_methods() and method not in BASELINES:
         raise ValueError(f"There is no method {method!r}. {suggest(method, [*all_methods(), *BASELINES])}")
@@ -64,6 +66,7 @@ def attach(
     if method in BASELINES:
         TaskNames(tuple(tasks or ()))
         config = baseline_config(method, **settings)
+        add_parts(base, config)
     else:
         config = LorachordConfig.build(method, tasks=tasks, **settings)
         if calibration is None:

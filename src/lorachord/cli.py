@@ -38,24 +38,23 @@ def _models(arguments: argparse.Namespace) -> None:
 def _suites(arguments: argparse.Namespace) -> None:
     from lorachord.runs.listing import as_table, suite_rows
 
-    _list(arguments, suite_rows(), as_table, ("suite", "tasks"))
+    rows = suite_rows()
+    _tell(arguments, rows, lambda: as_table(rows, ("suite", "tasks")))
 
 
 def _tasks(arguments: argparse.Namespace) -> None:
     from lorachord.runs.listing import as_table, task_rows
 
-    _list(arguments, task_rows(arguments.of, arguments.data), as_table, ("task", "kind", "metric", "text", "labels"))
+    rows = task_rows(arguments.of, arguments.data)
+    _tell(arguments, rows, lambda: as_table(rows, ("task", "kind", "metric", "text", "labels")))
 
 
 def _runs(arguments: argparse.Namespace) -> None:
     from lorachord.runs.listing import as_table, run_rows
 
     columns = ("run", "method", "mode", "seed", "tasks", "finished", "mean", "worst")
-    _list(arguments, run_rows(arguments.folder), as_table, columns)
-
-
-def _list(arguments: argparse.Namespace, rows: list[dict[str, Any]], shown: Any, columns: Sequence[str]) -> None:
-    _tell(arguments, rows, lambda: shown(rows, columns))
+    rows = run_rows(arguments.folder)
+    _tell(arguments, rows, lambda: as_table(rows, columns))
 
 
 def _tell(arguments: argparse.Namespace, plain: Any, words: Callable[[], str]) -> None:
@@ -104,12 +103,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import choose_tasks, open_run, predictions
 
     run, split, names = arguments.run_folder, arguments.split, arguments.task
+    how: dict[str, Any] = {"names": names, "data_dir": arguments.data, "again": arguments.again}
     if arguments.beside is not None:
-        other, data_dir, again = arguments.beside, arguments.data, arguments.again
-        found = beside(run, other, split, names=names, data_dir=data_dir, again=again)
+        found = beside(run, arguments.beside, split, **how)
         _tell(arguments, found, lambda: beside_table(found))
         return
-    records = predictions(run, split, names=names, data_dir=arguments.data, again=arguments.again)
+    records = predictions(run, split, **how)
     tasks = choose_tasks(open_run(run), names)
     scores = scores_of(tasks, records)
     _tell(arguments, scores, lambda: score_table(scores, constant_scores(tasks, records)))
@@ -119,34 +118,28 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lorachord.runs.compare.command import Where, compare
+    from lorachord.runs.compare.ladder import rates_of
     from lorachord.runs.compare.rows import split_rows
     from lorachord.runs.compare.tables import terminal
     from lorachord.runs.compare.timing import seconds_of
     from lorachord.runs.recipe import read_recipe
 
-    rates = None
-    if arguments.rates != "auto":
-        try:
-            rates = [float(rate) for rate in arguments.rates.split(",")]
-        except ValueError:
-            raise ValueError(f"--rates takes numbers with commas, or auto; got {arguments.rates!r}.") from None
-    out = Path(arguments.out or Path("comparisons", Path(arguments.recipe).stem))
-    seconds = None if arguments.time is None else seconds_of(arguments.time)
+    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
+    out = arguments.out or Path("comparisons", Path(arguments.recipe).stem)
     found = compare(
-        read_recipe(arguments.recipe, arguments.set, arguments.data),
+        recipe,
         split_rows(arguments.methods),
         out,
         seeds=arguments.seeds,
-        rates=rates,
+        rates=rates_of(arguments.rates),
         budget=arguments.budget,
         claims=split_rows(arguments.claims),
         effect=arguments.effect,
         data_dir=arguments.data,
-        where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds),
+        where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )
-    _tell(arguments, found, lambda: terminal(found))
-    if not arguments.json:
-        print(f"\nThe comparison is in {out}: compare.json, compare.csv, compare.md, and a run folder for each trial.")
+    files = f"The comparison is in {out}: compare.json, compare.csv, compare.md, and a run for each trial."
+    _tell(arguments, found, lambda: f"{terminal(found)}\n\n{files}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:

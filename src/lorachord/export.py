@@ -68,14 +68,14 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
         The folder.
 
     Raises:
-        ValueError: an input-routed method, a missing or unknown task, or a folder that holds something. Nothing is
-            then written.
+        ValueError: an input-routed method, a missing or unknown task, several active adapters, or a folder that holds
+            something. Nothing is then written.
     """
     _require_peft_model(model)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
-    name = model.active_adapter
+    name = _one_active(model)
     config = model.peft_config[name]
     if not isinstance(config, LorachordConfig):
         with tempfile.TemporaryDirectory() as scratch:
@@ -162,6 +162,17 @@ def _untie(model: PeftModel) -> None:
 def _tuner(model: PeftModel) -> BaseTuner:
     assert isinstance(model.base_model, BaseTuner)
     return model.base_model
+
+
+def _one_active(model: PeftModel) -> str:
+    # The tuner's own: `model.base_model.set_adapter` leaves the PeftModel's name of it behind.
+    name, *others = _tuner(model).active_adapters
+    if others:
+        raise ValueError(
+            f"{name}, {', '.join(others)} are active, and an export is of one adapter: call set_adapter(name) first, "
+            "or merge them all, with lorachord.merge(model)."
+        )
+    return name
 
 
 def _require_peft_model(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.tasks import TaskNames
+from lorachord.tuner.parts import HEAD_NAMES
 from lorachord.tuner.state import HEADS, SharedState
 
 logger = logging.getLogger(__name__)
-HEAD_NAMES = ("classifier", "score")
 
 
 class TaskHeads(nn.Module):
@@ -37,6 +37,14 @@ class TaskHeads(nn.Module):
         self.width = max(num_outputs.values())
         self.shared = SharedState()
         self.shared.task_names[HEADS] = names
+
+    @classmethod
+    def of_copies(cls, part: nn.Module, tasks: Sequence[str]) -> TaskHeads:
+        """A copy of a module for each task, as it is: of a head, or of a pooler that was trained for each."""
+        made = cls(part, dict.fromkeys(tasks, _width(part)))
+        for task in tasks:
+            made.heads[key(task)] = copy.deepcopy(part)
+        return made
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, ..., D) to (B, ..., C). Columns beyond the width of a sample's own head are the dtype's least number.
@@ -115,8 +123,13 @@ def add_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> nn.Module:
 
 def heads_of(model: nn.Module) -> tuple[str, TaskHeads] | None:
     """The path and the module of the trained heads per task in `model`, if it has any."""
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, TaskHeads)]
+    found = all_by_task(model)
     return found[-1] if found else None
+
+
+def all_by_task(model: nn.Module) -> list[tuple[str, TaskHeads]]:
+    """The paths and modules of all that there is a copy of for each task: parts such as poolers, and last the heads."""
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, TaskHeads)]
 
 
 def check_heads(model: nn.Module, num_outputs: Mapping[str, int]) -> None:
@@ -180,13 +193,12 @@ def keep_head(model: nn.Module, task: str | int | None) -> nn.Module:
     Raises:
         ValueError: there is a head per task, and no task was named.
     """
-    found = heads_of(model)
-    if found is not None:
-        path, heads = found
+    for path, heads in all_by_task(model):
         head = heads.of(_named(heads, task))
         model.set_submodule(path, head)
-        width = _width(head)
-        model.config.num_labels = model.num_labels = width  # type: ignore[union-attr, assignment]
+        if path in HEAD_NAMES:
+            width = _width(head)
+            model.config.num_labels = model.num_labels = width  # type: ignore[union-attr, assignment]
     return model
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,16 @@ def test_rows_of_ones_own_train_score_and_export(tmp_path: Path) -> None:
     assert "'eval_mean': 1.0" in printed
     for task in ("team", "urgent"):
         assert (tmp_path / "out" / "loras" / task / "adapter_model.safetensors").is_file()
+
+
+def test_the_readmes_example_prints_what_it_shows(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code, shown = re.search(r"```python\n(.*?)```\n```\n(.*?)```", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert '"sentence-transformers/all-MiniLM-L6-v2"' in code
+    script = tmp_path / "readme.py"
+    # The same model from a package.
+    script.write_text(code.replace('"sentence-transformers/all-MiniLM-L6-v2"', "__import__('sys').argv[1]"))
+    assert run(script, resolve("minilm"), tmp_path).splitlines()[-1] == shown.strip()
 
 
 def test_a_loop_of_ones_own_learns_with_penalties_and_surgery(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_decoders_losses_are_means_over_each_tasks_answer_tokens(tokenizer: An
     for index in range(2):
         terms = []
         for example in mixed[3 * index : 3 * index + 3]:
-            ids, labels = kind.row(tasks[index].render(example), tasks[index].target(example), end=True)
+            ids, labels = kind.rows.row(tasks[index].render(example), tasks[index].target(example), end=True)
             assert [token for token in labels if token != IGNORED] == ids[-2:]
             assert tokenizer.decode(ids[-2:]) == f"{tasks[index].target(example)} [EOS]"
             logits = model(input_ids=torch.tensor([ids])).logits[0]

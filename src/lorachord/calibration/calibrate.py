@@ -18,6 +18,7 @@ from lorachord.core.registry import get_method
 from lorachord.families.calibrated import Calibrated, FromConflict, FromInputs
 from lorachord.messages import suggest
 from lorachord.tuner.fingerprint import fingerprint
+from lorachord.tuner.parts import trained_in_full
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.saved_calibration import TARGETS, Calibration, plain
 from lorachord.tuner.targets import infer_task_type, plan
@@ -75,7 +76,7 @@ def calibrate(
         tasks=tuple(tasks),
         settings={**config.options, **targets},
         found=found,
-        base_fingerprint=fingerprint(base, layers),
+        base_fingerprint=fingerprint(base, layers, trained_in_full(base, config)),
         report={"samples": samples, **report},
         start=start,
     )

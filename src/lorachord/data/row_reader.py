@@ -139,9 +139,16 @@ class RowReader:
             if not isinstance(value, str):
                 raise self._error(position, f"the label must be a text; it is {value!r}.")
             return _whole_letters(value)
-        if self.task.kind == "regression":
-            return self._number(value, position)
-        return self._index(row, value, position, names)
+        try:
+            if self.task.kind == "regression":
+                return self._number(value, position)
+            return self._index(row, value, position, names)
+        except ValueError as error:
+            if not self.unlabelled(row, position):
+                raise
+            raise ValueError(
+                f"{error} The label is missing; to leave such rows out, write in the source skip_unlabelled: true."
+            ) from None
 
     def _number(self, value: Any, position: int) -> float:
         value = plain(value)

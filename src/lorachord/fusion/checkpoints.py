@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorachord.heads import HEAD_NAMES
 from lorachord.tuner.layer import linear_features
+from lorachord.tuner.parts import HEAD_NAMES, inside, lacking
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Checkpoint:
         parameters: the base's, by name.
         linears: names of layers whose weights are fused as such; the true ones are stored transposed (GPT-2's).
         others: names of the other parameters.
-        heads: names of the head's tensors.
+        heads: names of the tensors of the head, and of the parts that the base's checkpoint lacks.
     """
 
     task: str
@@ -48,11 +48,8 @@ class Checkpoint:
                     shapes[name] = tuple(file.get_slice(name).get_shape())
         if not files:
             raise ValueError(f"{task}: {folder} has no safetensors; save the model with save_pretrained.")
-        parameters = {
-            name: parameter.detach()
-            for name, parameter in base.named_parameters()
-            if name.partition(".")[0] not in HEAD_NAMES
-        }
+        own = (*HEAD_NAMES, *lacking(base))
+        parameters = {name: parameter.detach() for name, parameter in base.named_parameters() if not inside(name, own)}
         for name, parameter in parameters.items():
             if shapes.get(name) != tuple(parameter.shape):
                 found = f"has the shape {shapes[name]}" if name in shapes else "is missing"
@@ -66,7 +63,7 @@ class Checkpoint:
             if linear_features(module) is not None and f"{name}.weight" in parameters
         }
         others = tuple(name for name in parameters if name.removesuffix(".weight") not in linears)
-        heads = tuple(name for name in files if name.partition(".")[0] in HEAD_NAMES)
+        heads = tuple(name for name in files if inside(name, own))
         return cls(task, files, parameters, linears, others, heads)
 
     def __contains__(self, layer: str) -> bool:
@@ -82,9 +79,9 @@ class Checkpoint:
         return difference.t() if self.linears.get(name, False) else difference
 
     def head(self) -> dict[str, Tensor]:
-        """The state of its classifier; empty where it has none."""
+        """The tensors of its classifier, and of the parts that the base lacks, by name; empty where it has none."""
         state = {}
         for name in self.heads:
             with safe_open(self.files[name], framework="pt") as file:
-                state[name.partition(".")[2]] = file.get_tensor(name)
+                state[name] = file.get_tensor(name)
         return state

@@ -21,7 +21,7 @@ from lorachord.core.matrix import factors
 from lorachord.core.tasks import TaskNames
 from lorachord.fusion.checkpoints import Checkpoint
 from lorachord.fusion.factors import LowRank
-from lorachord.fusion.saved_heads import Heads, head_state, head_widths, with_heads
+from lorachord.fusion.saved_heads import Heads, head_path, head_widths, missing_parts, own_state, with_heads
 from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Dense, Layer, Stacked, TaskVectors
 from lorachord.heads import add_heads, keep_head
@@ -55,6 +55,7 @@ def load_task_vectors(base: nn.Module, folders: Mapping[str, str | Path]) -> Tas
     _check_names(configs)
 
     heads: Heads = {}
+    parts = missing_parts(base)
     members: list[dict[str, LowRank] | Checkpoint] = []
     member: dict[str, LowRank] | Checkpoint
     for task, path in paths.items():
@@ -63,11 +64,11 @@ def load_task_vectors(base: nn.Module, folders: Mapping[str, str | Path]) -> Tas
             member, state = checkpoint, checkpoint.head()
         else:
             model, headed = load_adapter(task, base, path)
-            member, state = factors_of(model, task), head_state(task, model.unload()) if headed else {}
+            member, state = factors_of(model, task), own_state(task, model.unload(), (*parts, *headed))
         members.append(member)
         if state:
             heads[task] = state
-    return assemble(with_heads(skeleton(base), tasks, heads), tasks, members)
+    return assemble(with_heads(skeleton(base), tasks, heads, parts), tasks, members)
 
 
 def check_number(tasks: tuple[str, ...]) -> None:
@@ -154,8 +155,8 @@ def _check_names(configs: Mapping[str, PeftConfig | None]) -> None:
         )
 
 
-def load_adapter(task: str, base: nn.Module, folder: Path) -> tuple[PeftModel, bool]:
-    """An adapter on a skeleton of its base, and whether it came with a head, or a head for each of its tasks.
+def load_adapter(task: str, base: nn.Module, folder: Path) -> tuple[PeftModel, tuple[str, ...]]:
+    """An adapter on a skeleton of its base, and the name of the head, if it came with one or several.
 
     Raises:
         ValueError: it does not fit the base.
@@ -174,7 +175,8 @@ def load_adapter(task: str, base: nn.Module, folder: Path) -> tuple[PeftModel, b
             model = load_onto(plain, folder)
     except (UserWarning, ValueError) as error:
         raise ValueError(f"{task}: {folder} does not fit the base model: {error}") from error
-    return model.eval(), bool(widths)
+    head = head_path(base)
+    return model.eval(), (head,) if widths and head is not None else ()
 
 
 def factors_of(model: PeftModel, task: str) -> dict[str, LowRank]:

@@ -22,7 +22,7 @@ from lorachord.fusion.checkpoints import Checkpoint
 from lorachord.fusion.factors import LowRank
 from lorachord.fusion.load import assemble, check_number, load_adapter
 from lorachord.fusion.predictions import Data, predictions
-from lorachord.fusion.saved_heads import head_state, with_heads
+from lorachord.fusion.saved_heads import missing_parts, own_state, with_heads
 from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.tuner import on_task
@@ -51,8 +51,9 @@ def load_routed_task_vectors(base: nn.Module, folder: str | Path, data: Data) ->
     }
     members: list[dict[str, LowRank] | Checkpoint] = [_averaged(model, layers, task, data) for task in tasks]
     plain = model.unload()
-    heads = {task: head_state(task, plain) for task in tasks} if headed else {}
-    return assemble(with_heads(skeleton(base), tasks, heads), tasks, members)
+    parts = missing_parts(base)
+    heads = {task: own_state(task, plain, (*parts, *headed)) for task in tasks}
+    return assemble(with_heads(skeleton(base), tasks, heads, parts), tasks, members)
 
 
 def _averaged(model: PeftModel, layers: dict[str, Adapter], task: str, data: Data) -> dict[str, LowRank]:

@@ -20,7 +20,7 @@ from lorachord.fusion.factors import LowRank, Update, dense, norm, truncate
 from lorachord.fusion.skeleton import skeleton
 from lorachord.fusion.task_vectors import Stacked, TaskVectors
 from lorachord.fusion.updates import owners, with_updates
-from lorachord.heads import head_name, heads_of, keep_head
+from lorachord.heads import all_by_task, keep_head
 from lorachord.tuner.targets import infer_task_type
 
 DEFAULT_RANK = 64
@@ -131,7 +131,7 @@ class Merged:
             target_modules=short_names(base, ranks),
             fan_in_fan_out=isinstance(base.get_submodule(next(iter(updates))), Conv1D),
             task_type=infer_task_type(base),
-            modules_to_save=[head_name(base)] if heads_of(base) else None,
+            modules_to_save=[path for path, _ in all_by_task(base)] or None,
             inference_mode=True,
         )
         model = get_peft_model(base, config)

@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_encoder(
-    name: str, num_labels: int, dtype: torch.dtype = torch.float32, problem_type: str | None = None
+    name: str,
+    num_labels: int,
+    dtype: torch.dtype = torch.float32,
+    problem_type: str | None = None,
+    *,
+    say_new: bool = True,
 ) -> tuple[Model, Tokenizer]:
     """A sequence classifier and its tokenizer, which has a token for padding.
 
@@ -31,6 +36,7 @@ def load_encoder(
         num_labels: outputs of the classifier.
         dtype: of the weights. Default float32.
         problem_type: what transformers takes the labels for. Default None: it infers that from the labels.
+        say_new: log which weights are drawn at random. Leave it out where an adapter brings them. Default true.
 
     Raises:
         ValueError: see `resolve`; or the model has no sequence classifier, or its checkpoint lacks other weights.
@@ -51,7 +57,7 @@ def load_encoder(
     new = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     prefix = f"{model.base_model_prefix}."
     _refuse(name, [key for key in new if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")])
-    if new:
+    if new and say_new:
         logger.info("%s has no weights for %s: drawn at random", name, ", ".join(new))
     return model, tokenizer
 

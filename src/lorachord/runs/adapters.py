@@ -131,7 +131,7 @@ def load_base(given: Sequence[Given], base: str | None) -> tuple[nn.Module, PreT
     part = replace(part, name=name)
     dtype = getattr(torch, part.dtype)
     if part.kind == "encoder":
-        return *load_encoder(name, num_labels=2, dtype=dtype), part
+        return *load_encoder(name, num_labels=2, dtype=dtype, say_new=False), part
     return *load_decoder(name, dtype=dtype, gguf_file=part.gguf_file), part
 
 

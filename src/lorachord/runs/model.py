@@ -42,12 +42,17 @@ def base_name(part: ModelPart) -> str:
 
 
 def load_plain(
-    recipe: Recipe, tasks: Sequence[Task], *, moments: Mapping[str, tuple[float, float]] | None = None
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    *,
+    moments: Mapping[str, tuple[float, float]] | None = None,
+    trained: bool = False,
 ) -> tuple[nn.Module, ModelKind]:
     """The base with its heads, and its kind. Seeds torch with the recipe's seed.
 
     Args:
         moments: mean and variance of the answers of regression tasks, by task: what their new heads start with.
+        trained: whether an adapter brings the head, and all that the checkpoint lacks. Default false.
     """
     part = recipe.model
     set_seed(recipe.seed)
@@ -55,7 +60,7 @@ def load_plain(
     base: nn.Module
     if part.kind == "encoder":
         width = max(task.num_outputs for task in tasks)
-        base, tokenizer = load_encoder(base_name(part), num_labels=width, dtype=dtype)
+        base, tokenizer = load_encoder(base_name(part), num_labels=width, dtype=dtype, say_new=not trained)
         if part.heads == "per_task":
             base = add_heads(base, {task.name: task.num_outputs for task in tasks})
         for name, (mean, variance) in (moments or {}).items():

@@ -207,8 +207,11 @@ class EvaluationPart:
         max_rows: of each task, drawn with the tasks' seed, for every split that is scored. Default: all.
         batch_size: examples at a time. Default 64.
         max_new_tokens: of freely written answers. Default 64.
+        max_tokens: tokens whose logits a decoder makes at a time, where it scores options; it bounds memory. Default:
+            as many as take 256 MB with the model's vocabulary.
     """
 
     max_rows: Positive | None = None
     batch_size: Positive = 64
     max_new_tokens: Positive = 64
+    max_tokens: Positive | None = None

@@ -225,6 +225,7 @@ def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind
         mixture=mixture_of(recipe, data.sizes, args.process_index, args.world_size),
         task_weights=data.weights,
         max_new_tokens=evaluation.max_new_tokens,
+        max_tokens=evaluation.max_tokens,
         surgeon=surgeon,
         balance=balance,
         max_bad_steps=recipe.training.max_bad_steps,

@@ -49,7 +49,7 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
     tasks = folder.recipe.tasks.chosen()
     check_adapter(folder.path / "adapter")
-    base, kind = load_plain(folder.recipe, tasks)
+    base, kind = load_plain(folder.recipe, tasks, trained=True)
     model = load_onto(base, folder.path / "adapter")
     return model.eval(), kind, tasks
 
@@ -124,7 +124,7 @@ def _predicted(
     rows = load_rows(folder.recipe, wanted, split, data_dir)
     model, kind, tasks = load_run(folder.path)
     index_of = {task.name: index for index, task in enumerate(tasks)}
-    how = {"batch_size": part.batch_size, "max_new_tokens": part.max_new_tokens}
+    how = {"batch_size": part.batch_size, "max_new_tokens": part.max_new_tokens, "max_tokens": part.max_tokens}
     with autocast(folder.recipe), Progress(sum(map(len, rows)), stream=sys.stderr) as progress:
         return {
             task.name: predict(model, kind, own, index_of[task.name], progress=progress, **how)

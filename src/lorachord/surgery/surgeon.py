@@ -16,6 +16,9 @@
 
 Only the factors A and B of each layer are operated on: routers, matrices between the factors, scales, heads and
 penalties made of weights keep their plain sums, and what belongs to one task alone has nobody to conflict with.
+
+A loop that drops a batch after its backward pass says so: `optimizer.zero_grad()` does not reach what the surgeon has
+collected, and `surgeon.reset()` drops it.
 """
 
 from __future__ import annotations
@@ -180,9 +183,13 @@ class Surgeon:
         """Layers and tasks whose gradients are not finite, or too large for a float32 Gramian."""
         return self.gradients.overflowing(2 if self.rule.needs_halves else 1)
 
-    def forget(self) -> None:
-        """Drop the gradients of a step that is not taken."""
-        self.gradients.collect()
+    def reset(self) -> None:
+        """Forget what has been collected since the last operation: of a batch that is dropped.
+
+        A loop that drops a batch calls it beside `optimizer.zero_grad()`, which does not reach what is collected. What
+        a rule remembers of the steps that were taken stays.
+        """
+        self.gradients.reset()
 
     def close(self) -> None:
         """Back to ordinary gradients."""

@@ -5,9 +5,7 @@ hands out the gradient of each task by its rows (see `kernels/linear.py`). What 
 *effective* weight (A', B', a router's, a core's); it is pulled back to the parameters by a vector-Jacobian product per
 task, which is nothing where the effective weight is the parameter itself.
 
-The alternative, for batches of one task: let each add its ordinary gradients to its task's share.
-
-Shapes: T tasks.
+The alternative, for batches of one task: each adds its ordinary gradients to its task's share. Shapes: T tasks.
 """
 
 from __future__ import annotations
@@ -98,6 +96,10 @@ class TaskGradients(ABC):
         """
 
     @abstractmethod
+    def reset(self) -> None:
+        """Drop what has been collected since the last time."""
+
+    @abstractmethod
     def held(self) -> Iterator[tuple[str, Tensor]]:
         """What has been collected since the last time: a layer's name, and gradients with the tasks on the first axis.
 
@@ -159,6 +161,11 @@ class OnePass(TaskGradients):
             found |= {(layer, name): sums[name] for name in own}
         return found
 
+    def reset(self) -> None:
+        self.sizes_S = torch.zeros_like(self.sizes_S)
+        for _, leaf in self._leaves():
+            leaf.grad = None
+
     def _taken(self, adapter: Adapter, weights: dict[str, Tensor]) -> Iterator[Tensor]:
         """The gradients that the leaves hold, in the order of the effective weights; the leaves are emptied."""
         probes = adapter.probes
@@ -170,12 +177,14 @@ class OnePass(TaskGradients):
             yield _emptied(probes.core_TC)
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
+        return ((layer, leaf.grad) for layer, leaf in self._leaves() if leaf.grad is not None)
+
+    def _leaves(self) -> Iterator[tuple[str, Tensor]]:
         for layer, adapter in self.adapters.items():
             probes = adapter.probes
             assert probes is not None, "the probes were detached"
-            for probe in (probes.inner_TXD, probes.up_TOS, probes.core_TC):
-                if probe is not None and probe.grad is not None:
-                    yield layer, probe.grad
+            leaves = (probes.inner_TXD, probes.up_TOS, probes.core_TC)
+            yield from ((layer, leaf) for leaf in leaves if leaf is not None)
 
     def close(self) -> None:
         if self._counting is not None:
@@ -228,6 +237,10 @@ class MicroBatches(TaskGradients):
         self._count_as_trained(True)
         found, self.sums = self.sums, self._zeros()
         return found
+
+    def reset(self) -> None:
+        self._count_as_trained(True)
+        self.sums = self._zeros()
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
         for (layer, _), gradients in self.sums.items():

@@ -90,7 +90,7 @@ class BadNumbersMixin:
                 for parameter in group["params"]:
                     parameter.grad = None
         if self.surgeon is not None:
-            self.surgeon.forget()
+            self.surgeon.reset()
         logger.warning("step %d is skipped: %s (%d of %d)", step, said, self.bad_steps, self.max_bad_steps)
         if self.bad_steps > self.max_bad_steps:
             raise self.not_finite(f"step {step}: {said}. {self.bad_steps} steps were not finite, and ")

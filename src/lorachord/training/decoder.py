@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, final
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lorachord.data.task import Task
 from lorachord.fusion.predictions import Inputs
-from lorachord.training.decoder_rows import IGNORED, DecoderRows, Row
+from lorachord.training.decoder_rows import IGNORED, DecoderRows
 from lorachord.training.model_kind import (
     Batch,
     Example,
@@ -30,9 +31,10 @@ from lorachord.training.model_kind import (
     has_class,
     to_device,
 )
+from lorachord.training.option_scores import Question, score_options
 from lorachord.training.positions import ends_of, position_table
 from lorachord.tuner import on_task
-from lorachord.tuner.prompts import prompt_before
+from lorachord.tuner.prompt_masks import prompt_before
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +89,6 @@ class DecoderBatches(ModelKind):
         embedding_BF = embeddings_of(examples)
         return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
 
-    def row(self, prompt: str, answer: str, *, end: bool) -> Row:
-        """Token ids of prompt and answer, and the labels of the answer alone; `end` adds the end-of-text token."""
-        return self.rows.row(prompt, answer, end=end)
-
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         prompt_mask = prompt_before(batch["labels"])
         with on_task(model, batch["tasks"], prompt_mask=prompt_mask, embedding=batch.get("embedding")):
@@ -117,11 +115,13 @@ class DecoderBatches(ModelKind):
         """None: numbers are written."""
         return {}
 
-    def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
+    def predict(
+        self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int, max_tokens: int | None = None
+    ) -> Iterator[Record]:
         """Of options also `prediction_normalised`, by the options' tokens."""
         if self.writes(self.tasks[examples[0]["task"]]):
             return self._write(model, examples, max_new_tokens)
-        return self._choose(model, examples)
+        return self._choose(model, examples, max_tokens)
 
     def writes(self, task: Task) -> bool:
         return task.kind in ("regression", "generation")
@@ -168,30 +168,31 @@ class DecoderBatches(ModelKind):
             rows += [self.rows.row(prompt, answer, end=ends, beside=own) for answer in own]
         return self.rows.pad(rows)
 
-    def _choose(self, model: nn.Module, examples: Sequence[Example]) -> Iterator[Record]:
+    def _choose(self, model: nn.Module, examples: Sequence[Example], max_tokens: int | None) -> Iterator[Record]:
         index = examples[0]["task"]
         options = [self.tasks[index].options(example) for example in examples]
-        counts = [len(own) for own in options]
-        batch = to_device(self._rows_of(examples, options, end=False), model)
+        questions = [self._question(example, own) for example, own in zip(examples, options, strict=True)]
         embedding_EF = embeddings_of(examples)
-        if embedding_EF is not None:
-            embedding_EF = embedding_EF.repeat_interleave(torch.tensor(counts), dim=0)
-        with answering(model, index, prompt_mask=prompt_before(batch["labels"]), embedding=embedding_EF):
-            logits_BLV = model(**self.inputs(batch)).logits
-        labels_BL = batch["labels"][:, 1:]
-        counted_BL = labels_BL != IGNORED
-        # Only the options' own tokens: a softmax is over the whole vocabulary.
-        logits_AV = logits_BLV[:, :-1][counted_BL].float()
-        log_A = -F.cross_entropy(logits_AV, labels_BL[counted_BL], reduction="none")
-        row_A = counted_BL.nonzero()[:, 0]
-        totals_B = log_A.new_zeros(len(labels_BL)).index_add_(0, row_A, log_A).cpu()
-        lengths_B = counted_BL.sum(1).cpu()
-        for scores, tokens in zip(totals_B.split(counts), lengths_B.split(counts), strict=True):
+
+        def asked(places: Sequence[int], prompt_mask_BL: Tensor) -> AbstractContextManager[None]:
+            own = None if embedding_EF is None else embedding_EF[list(places)]
+            return answering(model, index, prompt_mask=prompt_mask_BL, embedding=own)
+
+        found = score_options(model, questions, asked, padding=self.rows.padding, max_tokens=max_tokens)
+        for question, scores in zip(questions, found, strict=True):
+            tokens = torch.tensor([len(ids) for ids in question.options])
             yield {
                 "prediction": int(scores.argmax()),
                 "prediction_normalised": int((scores / tokens).argmax()),
                 "scores": scores.tolist(),
             }
+
+    def _question(self, example: Example, options: Sequence[str]) -> Question:
+        """A prompt and its options, cut as in training."""
+        prompt, ends = self.tasks[example["task"]].render(example), self.rows.need_ends(options)
+        rows = [self.rows.row(prompt, option, end=ends, beside=options) for option in options]
+        length = next(place for place, label in enumerate(rows[0][1]) if label != IGNORED)
+        return Question(rows[0][0][:length], [ids[length:] for ids, _ in rows])
 
     def _write(self, model: nn.Module, examples: Sequence[Example], max_new_tokens: int) -> Iterator[Record]:
         index, tokenizer = examples[0]["task"], self.tokenizer

@@ -50,6 +50,11 @@ class DecoderRows:
             raise ValueError("The tokenizer has no token for the end of a text: set tokenizer.eos_token.")
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def padding(self) -> int:
+        """The token that fills rows."""
+        return 0 if self.tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
+
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer puts before and after a prompt, without the end of a text: an answer follows.
@@ -135,13 +140,12 @@ class DecoderRows:
     def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Tensors of rows (B, L), padded on the right."""
         length = max(len(ids) for ids, _ in rows)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
         def padded(lists: list[list[int]], filler: int) -> Tensor:
             return torch.tensor([ids + [filler] * (length - len(ids)) for ids in lists])
 
         return {
-            "input_ids": padded([ids for ids, _ in rows], padding),
+            "input_ids": padded([ids for ids, _ in rows], self.padding),
             "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
             "labels": padded([labels for _, labels in rows], IGNORED),
         }

@@ -152,7 +152,9 @@ class EncoderBatches(ModelKind):
             index: batch["answers"][examples] for index, examples in found if self.tasks[index].kind == "regression"
         }
 
-    def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
+    def predict(
+        self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int, max_tokens: int | None = None
+    ) -> Iterator[Record]:
         index, batch = examples[0]["task"], self.collate(examples)
         with answering(model, index, embedding=batch.get("embedding")):
             logits_BC = model(**to_device(self.inputs(batch), model)).logits.float().cpu()

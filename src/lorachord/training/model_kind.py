@@ -109,11 +109,14 @@ class ModelKind(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int) -> Iterator[Record]:
+    def predict(
+        self, model: nn.Module, examples: Sequence[Example], *, max_new_tokens: int, max_tokens: int | None = None
+    ) -> Iterator[Record]:
         """The records of one batch of examples of one task, in their order; without gradients, in eval mode.
 
         Args:
             max_new_tokens: of answers that are written freely.
+            max_tokens: whose logits are made at a time, where options are scored. Default: see `option_scores`.
 
         Returns:
             `prediction` and its origin: `scores` of classes or options, or the written `text`.

@@ -125,5 +125,5 @@ def _by_other(name: str, kind: ModelKind, device: torch.device) -> Embedder:
 def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # Its head, which is drawn at random, is not used.
     with torch.random.fork_rng():
-        encoder, tokenizer = load_encoder(name, num_labels=1)
+        encoder, tokenizer = load_encoder(name, num_labels=1, say_new=False)
     return encoder.eval(), tokenizer

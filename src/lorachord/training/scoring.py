@@ -26,6 +26,7 @@ def predict(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 64,
+    max_tokens: int | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[Record]:
     """Predict one task's examples.
@@ -37,6 +38,7 @@ def predict(
         index: the task's index among `kind.tasks`.
         batch_size: examples at a time.
         max_new_tokens: of freely written answers.
+        max_tokens: whose logits a decoder makes at a time, where it scores options. Default: as many as take 256 MB.
         progress: is called with the task's name and the number of rows after each batch. Default: nothing.
 
     Returns:
@@ -55,7 +57,7 @@ def predict(
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 some: list[Example] = [rows[row] for row in chosen]
-                made = kind.predict(model, some, max_new_tokens=max_new_tokens)
+                made = kind.predict(model, some, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
                 for row, example, record in zip(chosen, some, made, strict=True):
                     records[row] = {"idx": example["idx"], "label": example["label"], **record}
                 if progress is not None:

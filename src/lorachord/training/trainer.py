@@ -56,6 +56,7 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
             of `args.per_device_train_batch_size` rows a rank, by `args.seed`.
         task_weights: one per task. Default: 1 each.
         max_new_tokens: of freely written answers, when predicting. Default 64.
+        max_tokens: see `scoring.predict`.
         surgeon: operates on the gradients of the tasks before clipping. Default: none, the plain sum.
         balance: weighs the losses of the tasks, beside `task_weights`; see `balance/make.py`. Default: equally.
         watch: writes down what surgery sees and does. Default: none.
@@ -83,6 +84,7 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
         mixture: TaskMixture | None = None,
         task_weights: Sequence[float] | None = None,
         max_new_tokens: int = 64,
+        max_tokens: int | None = None,
         surgeon: Surgeon | None = None,
         balance: Balance | None = None,
         watch: Watch | None = None,
@@ -104,7 +106,8 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
         self.mixture = mixture if mixture is not None else default_mixture(sizes, args)
         if list(self.mixture.schedule.sizes) != sizes:
             raise ValueError(f"The mixture is of {list(self.mixture.schedule.sizes)} rows, and the tasks have {sizes}.")
-        self.max_new_tokens, self.surgeon, self.watch = max_new_tokens, surgeon, watch
+        self.max_new_tokens, self.max_tokens = max_new_tokens, max_tokens
+        self.surgeon, self.watch = surgeon, watch
         self.operation: Operation | None = None
         self.balance = balance if balance is not None else Equal([task.name for task in self.tasks])
         moments = moments_of(self.tasks, self.train_data)
@@ -231,6 +234,7 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
                 index,
                 batch_size=args.per_device_eval_batch_size,
                 max_new_tokens=self.max_new_tokens,
+                max_tokens=self.max_tokens,
                 progress=progress,
             )
             for index, (task, rows) in enumerate(zip(self.tasks, sets, strict=True))

@@ -121,9 +121,9 @@ def check_fields(config: Any) -> None:
             raise ValueError(f"{name} is {getattr(config, name)!r}, and no mapping that this library has written.")
     found = config.base_fingerprint
     if found is not None:
-        sample = found.get("sample", 0)
-        numbers = isinstance(sample, list) and all(_is_finite(value) for value in sample)
-        if not isinstance(found.get("shapes"), str) or not (sample is None or numbers):
+        outside = found.get("outside", {})
+        samples = [found.get("sample", 0), *(outside.values() if isinstance(outside, Mapping) else [0])]
+        if not isinstance(found.get("shapes"), str) or not all(_is_sample(sample) for sample in samples):
             raise ValueError("base_fingerprint is damaged: it holds no shapes, or a sample that is no list of numbers.")
 
 
@@ -163,6 +163,10 @@ def _numbers(value: Any) -> Iterable[int]:
         value = list(value.values())
     several = value if isinstance(value, (list, tuple)) else [value]
     return [one for one in several if isinstance(one, int) and not isinstance(one, bool)]
+
+
+def _is_sample(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(_is_finite(one) for one in value))
 
 
 def _is_finite(value: Any) -> bool:

@@ -1,8 +1,10 @@
 """What an adapter remembers of the base that it was trained on, so that another base is refused.
 
-Two parts. The *shapes* are a hash over the names and features of the adapted layers. The *sample* is a few weights from
-a few of these layers: it tells two bases of one architecture apart, and still knows its own base after a change of
-dtype. Quantised, sharded and meta weights have no sample; then the shapes alone are compared.
+The *shapes* are a hash over the names and features of the adapted layers. The *sample* is a few weights from a few of
+these layers: it tells two bases of one architecture apart, and still knows its own base after a change of dtype. The
+*outside* has a few weights from each linear layer beside the numbered blocks that is not trained in full, such as a
+pooler: two checkpoints may differ there alone. Quantised, sharded and meta weights have no sample; then the shapes
+alone are compared.
 """
 
 from __future__ import annotations
@@ -13,22 +15,42 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lorachord.core.config import LayerSpec
+from lorachord.tuner.layer import linear_features
+from lorachord.tuner.parts import inside, own_modules
 
 NUM_LAYERS, NUM_WEIGHTS = 4, 8
 OTHER_BASE, OTHER_CHECKPOINT = 0.5, 0.02
 """Relative distance of the samples: rounding to bfloat16 moves it by about 0.002, an unrelated base by about 1.4."""
 
 
-def fingerprint(model: nn.Module, layers: list[LayerSpec]) -> dict[str, Any]:
-    """The fingerprint of a model over the layers to adapt, as plain data."""
+def fingerprint(model: nn.Module, layers: list[LayerSpec], trained: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fingerprint of a model over the layers to adapt, as plain data.
+
+    Args:
+        trained: names of the modules that are trained in full and saved with the adapter.
+    """
     lines = sorted(f"{layer.name} {layer.d_in} {layer.d_out}" for layer in layers)
     shapes = sha256("\n".join(lines).encode()).hexdigest()
     chosen = layers[:: max(1, len(layers) // NUM_LAYERS)][:NUM_LAYERS]
     samples = [_sample(model.get_submodule(layer.name)) for layer in chosen]
     flat = None if any(sample is None for sample in samples) else [x for sample in samples for x in sample or ()]
-    return {"shapes": shapes, "sample": flat}
+    outside = {name: _sample(model.get_submodule(name)) for name in _outside(model, trained)}
+    return {"shapes": shapes, "sample": flat, "outside": outside}
+
+
+def _outside(model: nn.Module, trained: tuple[str, ...]) -> list[str]:
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return [
+        name
+        for name, module in own_modules(model)
+        if linear_features(module) is not None
+        and module is not output
+        and not inside(name, trained)
+        and not any(part.isdigit() for part in name.split("."))
+    ]
 
 
 def _sample(module: nn.Module) -> list[float] | None:
@@ -63,12 +85,21 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
             f"{what} was made for another base model: the layers that it adapts have other names or sizes here. "
             "Load the base that its model card names."
         )
+    elsewhere = found.get("outside", {})
+    for name, sample in saved.get("outside", {}).items():
+        if sample is not None and elsewhere.get(name) is not None and _distance(sample, elsewhere[name]) > OTHER_BASE:
+            raise ValueError(
+                f"{what} was made for another base model: {name} has other weights here. Where the checkpoint lacks "
+                "them, they are drawn anew each time: name the module in modules_to_save, and train again."
+            )
     if saved["sample"] is None or found["sample"] is None:
         return
-    ours, theirs = torch.tensor(saved["sample"]), torch.tensor(found["sample"])
-    if ours.shape != theirs.shape:
-        raise ValueError(f"The base_fingerprint of the adapter is damaged: {len(ours)} weights, not {len(theirs)}.")
-    distance = float((ours - theirs).norm() / ours.norm().clamp_min(1e-12))
+    if len(saved["sample"]) != len(found["sample"]):
+        raise ValueError(
+            f"The base_fingerprint of the adapter is damaged: {len(saved['sample'])} weights, not "
+            f"{len(found['sample'])}."
+        )
+    distance = _distance(saved["sample"], found["sample"])
     if distance > OTHER_BASE:
         raise ValueError(
             f"{what} was made for another base model: its layers have the same sizes, but other weights "
@@ -80,3 +111,10 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
             "checkpoint of the same model?",
             stacklevel=2,
         )
+
+
+def _distance(ours: list[float], theirs: list[float]) -> float:
+    if len(ours) != len(theirs):
+        return float("inf")
+    sample, other = torch.tensor(ours), torch.tensor(theirs)
+    return float((sample - other).norm() / sample.norm().clamp_min(1e-12))

@@ -9,11 +9,12 @@ the contexts of the prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from lorachord.tuner.callers import Contexts
+from lorachord.tuner.callers import Contexts, naming
 from lorachord.tuner.state import SharedState
 
 WithBatch = Callable[[nn.Module, Mapping[str, Any], Contexts], Contexts]
@@ -40,13 +41,14 @@ class Generate:
         Raises:
             ValueError: tasks were named for another number of samples than there are prompts.
         """
-        passing = self.state.caller.passing
+        caller, passing = self.state.caller, self.state.caller.passing
         generating, contexts = passing.generating, passing.contexts
         inputs = dict(zip(("input_ids",), args, strict=False)) | kwargs
         inputs.setdefault("input_ids", inputs.get("inputs"))
         passing.contexts = self.with_batch(self.model, inputs, self.state.named)
         passing.generating = True
         try:
-            return self.generate(*args, **kwargs)
+            with naming({caller: replace(caller.named, given=self.state.prompts.given_to_write(inputs))}):
+                return self.generate(*args, **kwargs)
         finally:
             passing.generating, passing.contexts = generating, contexts

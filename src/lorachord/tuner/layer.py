@@ -95,9 +95,15 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         return [self.lorachord_adapter[name] for name in names]  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus the update of every active adapter."""
+        """The base layer's output plus the update of every active adapter.
+
+        Raises:
+            ValueError: the weights hold an adapter merged for another task.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if self.merged:
+            self.check_merged()
         if self.disable_adapters or self.merged or self.shared.caller.passing.embedding:
             out: Tensor = self.base_layer(x, *args, **kwargs)
             return out
@@ -151,13 +157,31 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         assert isinstance(adapter, Adapter)
         return adapter
 
+    def check_merged(self) -> None:
+        """Raise a ValueError if another task is named than the one that the weights were merged for."""
+        for name, task in self.merged_tasks.items():
+            context = self.shared.contexts.get(name, NO_CONTEXT)
+            if self._adapter(name).mixing is Mixing.TASK and context.runs is not None and context.single_task != task:
+                names = self.shared.task_names[name].names
+                assert task is not None
+                # An unknown task is one after the last.
+                merged, *others = [(*names, "another")[one] for one in (task, *(run[0] for run in context.runs))]
+                raise ValueError(
+                    f"The weights hold adapter {name!r} merged for the task {merged!r}, but a pass or merge is asked "
+                    f"for {', '.join(dict.fromkeys(others))}: call unmerge_adapter() first."
+                )
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the named (default: the active) adapters to the base weight.
 
         Args:
             safe_merge: refuse, with the weight unchanged, if the result is not finite.
             adapter_names: which adapters; None for the active ones.
+
+        Raises:
+            ValueError: merged for another task already, or a result that is not finite.
         """
+        self.check_merged()
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.lorachord_adapter:
                 continue

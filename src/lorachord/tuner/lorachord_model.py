@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -17,7 +20,8 @@ from lorachord.messages import suggest
 from lorachord.tuner.adapter_files import check_tensors
 from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.passes import install, uninstall
+from lorachord.tuner.parts import trained_in_full
+from lorachord.tuner.passes import install, refuse_adapter_names, uninstall
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import SharedState
 from lorachord.tuner.targets import plan
@@ -44,17 +48,18 @@ class LorachordModel(BaseTuner):
         """Check the config against the model, and then put the adapter in.
 
         Raises:
-            ValueError: targets that match nothing or cannot be adapted, or a base other than the saved adapter's. The
-                model is then as it was.
+            ValueError: targets that match nothing or cannot be adapted, a base other than the saved adapter's, or
+                weights that hold a merged adapter. The model is then as it was.
         """
         config = self.peft_config[adapter_name]
         assert isinstance(config, LorachordConfig)
+        _require_unmerged(model)
         _check_prompts(model, config)
         layers = plan(model, config)
         names = {layer.name for layer in layers}
         for module in sorted(config.method_config.modules - names):
             raise ValueError(f"The options name {module!r}, which is no adapted module. {suggest(module, names)}")
-        found = fingerprint(model, layers)
+        found = fingerprint(model, layers, trained_in_full(model, config))
         if config.base_fingerprint is None:
             config.base_fingerprint = found
         else:
@@ -102,12 +107,34 @@ class LorachordModel(BaseTuner):
         for shared in states_of(self.model):
             shared.forget(adapter_name)
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """As in PEFT.
+
+        Raises:
+            ValueError: there is no adapter of such a name.
+        """
+        self._require_known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode)
+
+    def _require_known(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.peft_config:
+                raise ValueError(f"There is no adapter {name!r}. {suggest(name, self.peft_config)}")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT calls it around a pass, with what that pass is given.
+        refuse_adapter_names(kwargs)
+        yield
+
     def _check_merge_allowed(self) -> None:
         """PEFT's check knows no adapter names; `check_merge`, which does, has been called before."""
 
     def check_merge(self, adapter_names: list[str] | None = None) -> None:
         """Raise a ValueError, before any weight has changed, if the named (the active) adapters cannot be merged."""
+        self._require_known(adapter_names or [])
         for layer in adapted_layers(self.model):
+            layer.check_merged()
             for name in layer.active_adapters if adapter_names is None else adapter_names:
                 if name in layer.lorachord_adapter:
                     layer.require_matrix(name)
@@ -148,6 +175,7 @@ class LorachordModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Besides the renaming: a ValueError, before any is loaded, for damaged tensors and reordered tasks."""
         assert isinstance(config, LorachordConfig)
+        _require_unmerged(model)
         renamed: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = {
             f"{path}.{CONTAINER}.{adapter_name}.{key}": value
@@ -166,6 +194,15 @@ class LorachordModel(BaseTuner):
                 config.task_names.check_digest(value)
         check_tensors(renamed, expected)
         return renamed
+
+
+def _require_unmerged(model: nn.Module) -> None:
+    merged = {name for layer in adapted_layers(model) for name in layer.merged_adapters}
+    if merged:
+        raise ValueError(
+            f"The weights hold the adapter {', '.join(sorted(merged))}, merged: call unmerge_adapter() before another "
+            "is added or loaded."
+        )
 
 
 def _check_prompts(model: nn.Module, config: LorachordConfig) -> None:

@@ -24,7 +24,9 @@ from lorachord.tuner.callers import Contexts
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
 from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.prompt_masks import attended
 from lorachord.tuner.state import SharedState
+from lorachord.tuner.uncalled import FirstPass, have_linears_called, have_linears_left
 from lorachord.tuner.walk import active_adapters, adapted_layers
 
 TASKS_KEYWORD = "lorachord_tasks"
@@ -40,6 +42,7 @@ class Passes:
     def __init__(self, state: SharedState) -> None:
         self.state = state
         self.checkpointed: list[nn.Module] = []
+        self.first = FirstPass()
 
     def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The hook: settle the contexts of this pass."""
@@ -48,6 +51,7 @@ class Passes:
             return args, kwargs
         if state.unverified:
             self._verify_tasks(model)
+        refuse_adapter_names(kwargs)
         if TASKS_KEYWORD in kwargs:
             contexts = state.resolve(kwargs.pop(TASKS_KEYWORD), active_adapters(model))
         else:
@@ -66,6 +70,8 @@ class Passes:
         passing.contexts = contexts
         if model.training and torch.is_grad_enabled():
             self._remind_of_penalty(model, acting)
+            if acting:
+                self.first.begin(model)
         self._prepare_checkpointing(model)
         return args, kwargs
 
@@ -75,6 +81,7 @@ class Passes:
         if passing.embedding:
             return
         passing.contexts = None
+        self.first.end(finished=output is not None)
         self.state.prompts.finish(output)
 
     def with_batch(self, model: nn.Module, inputs: Mapping[str, Any], contexts: Contexts) -> Contexts:
@@ -94,6 +101,9 @@ class Passes:
         if batch is None:
             return contexts
         mask_BL = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        given = first_input(inputs)
+        if mask is not None and mask_BL is None and given is not None:
+            mask_BL = attended(inputs, given.shape[:2])
         found = {}
         for name in state.task_names:
             context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.caller.passing.generating)
@@ -146,6 +156,15 @@ class Passes:
                     )
 
 
+def refuse_adapter_names(inputs: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a pass is asked for another adapter for each sample, as PEFT's own LoRA can be."""
+    if inputs.get("adapter_names") is not None:
+        raise ValueError(
+            "adapter_names= is not served: all samples of a pass have the active adapters. Call set_adapter(name), and "
+            "make a pass for each adapter; the tasks of one adapter may be mixed, with lorachord.on_task(model, tasks)."
+        )
+
+
 def _of_batch(context: Context, batch: Batch, *, repeats: bool) -> Context:
     num_named, num_samples = context.num_named, batch.num_samples
     if num_named in (1, num_samples):
@@ -180,6 +199,7 @@ def install(model: nn.Module, state: SharedState, name: str, config: LorachordCo
         model.register_forward_hook(passes.after_forward, always_call=True)
         if isinstance(model, GenerationMixin):
             vars(model)["generate"] = Generate(model, state, passes.with_batch)
+    have_linears_called(model)
     passes.checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 
 
@@ -194,6 +214,7 @@ def uninstall(model: nn.Module) -> None:
         model._forward_hooks.pop(key, None)
         model._forward_hooks_always_called.pop(key, None)
     vars(model).pop("generate", None)
+    have_linears_left(model)
     for module in passes.checkpointed:
         wrapped = vars(module).get("_gradient_checkpointing_func")
         if isinstance(wrapped, TaskCheckpoint):

@@ -25,12 +25,19 @@ from lorachord.core.registry import get_method
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.kernels.devices import moved
 from lorachord.tuner.batches import first_input, is_packed
-from lorachord.tuner.callers import Caller
+from lorachord.tuner.callers import Caller, Given
 from lorachord.tuner.embedding import base_embedding, cluster, pack, unpack
 from lorachord.tuner.peft_config import LorachordConfig
+from lorachord.tuner.prompt_masks import (
+    attended,
+    fitted,
+    has_answers,
+    is_whole_text,
+    prompt_before,
+    repeated,
+    warn_of_whole_text,
+)
 
-IGNORED = -100
-"""transformers' label of a token that no loss is taken of."""
 ON_CACHE = "_lorachord_prompts"
 
 
@@ -45,6 +52,7 @@ class Prompts:
             by prompt are in here.
         centroids: (C, F) by adapter, once they are fitted.
         configs: of all adapters; the centroids are saved in them.
+        warned: whether it was said that a pass takes a whole text for the prompt.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -52,6 +60,7 @@ class Prompts:
         self.encoders: dict[str, str | None] = {}
         self.centroids: dict[str, Tensor] = {}
         self.configs: dict[str, LorachordConfig] = {}
+        self.warned = False
 
     def add_adapter(self, name: str, adapters: list[Adapter], config: LorachordConfig) -> None:
         """Take up an adapter, which may choose by prompt or not; the name may have been another's before."""
@@ -105,6 +114,9 @@ class Prompts:
                 contexts[name] = _recalled(contexts.get(name, NO_CONTEXT), before.get(name), size, name)
             return contexts
         mask_BL = self.mask_of(model, inputs)
+        if not self.warned and self.caller.named.given.mask_BL is None and is_whole_text(model, inputs):
+            self.warned = True
+            warn_of_whole_text(names)
         # A graph must not hold on to what holds on to it: checkpoints remember contexts.
         keeps = not (model.training and torch.is_grad_enabled())
         embeddings: dict[str, Tensor] = {}
@@ -138,26 +150,40 @@ class Prompts:
             vars(cache)[ON_CACHE] = kept
 
     def mask_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """True for the tokens of the prompts (B, L): as given, or before the labels of a decoder, or all."""
-        tokens, labels, attended = _given(inputs), inputs.get("labels"), inputs.get("attention_mask")
-        size = tokens.shape[:2]
-        if isinstance(attended, Tensor) and attended.shape == size:
-            mask_BL = attended.bool()
-        else:
-            mask_BL = torch.ones(size, dtype=torch.bool, device=tokens.device)
-        given = self.caller.named.given.mask_BL
-        if given is not None:
-            return _fitted(moved(given.bool(), tokens.device), size) & mask_BL
-        # In other models (a label for each token of an encoder's text) all tokens are there from the start.
-        writes = isinstance(model, PreTrainedModel) and model.can_generate()
-        if writes and isinstance(labels, Tensor) and labels.shape == size:
-            return prompt_before(labels) & mask_BL
-        return mask_BL
+        """True for the tokens of the prompts (B, L): as given, or before the labels of a decoder, or all.
+
+        Raises:
+            ValueError: the attention mask does not tell what is padding.
+        """
+        tokens, labels, given_BL = _given(inputs), inputs.get("labels"), self.caller.named.given.mask_BL
+        mask_BL = attended(inputs, tokens.shape[:2])
+        if given_BL is not None:
+            fitted_BL = fitted(moved(given_BL.bool(), tokens.device), tokens.shape[:2])
+            return fitted_BL if mask_BL is None else fitted_BL & moved(mask_BL, tokens.device)
+        if mask_BL is None:
+            raise ValueError(
+                "The attention mask of this pass does not tell the padding, so the prompts are not known: give a mask "
+                "of shape (B, L), or name their tokens, with lorachord.on_task(model, tasks, prompt_mask=...)."
+            )
+        mask_BL = moved(mask_BL, tokens.device)
+        return prompt_before(labels) & mask_BL if has_answers(model, inputs) else mask_BL  # type: ignore[arg-type]
+
+    def given_to_write(self, inputs: Mapping[str, Any]) -> Given:
+        """What `generate` is given is the prompt, and what it writes is not, whatever its cache.
+
+        Args:
+            inputs: the arguments of `generate`, by name.
+        """
+        given, tokens, mask_BL = self.caller.named.given, first_input(inputs), inputs.get("attention_mask")
+        if not self.encoders or given.mask_BL is not None or tokens is None:
+            return given
+        whole = isinstance(mask_BL, Tensor) and mask_BL.shape == tokens.shape[:2]
+        return replace(given, mask_BL=mask_BL if whole else torch.ones(1, tokens.shape[1]))
 
     def _embedding(self, name: str, model: nn.Module, inputs: Mapping[str, Any], mask_BL: Tensor) -> Tensor:
         given = self.caller.named.given.embedding_BF
         if given is not None:
-            return _repeated(moved(given, mask_BL.device), len(mask_BL), "an embedding")
+            return repeated(moved(given, mask_BL.device), len(mask_BL), "an embedding")
         if self.encoders[name] != "base":
             raise ValueError(
                 f"The prompts of adapter {name!r} are embedded by {self.encoders[name]!r}: give their embeddings, "
@@ -195,16 +221,6 @@ class Prompts:
         return F.normalize(embedding_BF, dim=-1) @ F.normalize(centroids_CF, dim=-1).t()
 
 
-def prompt_before(labels_BL: Tensor) -> Tensor:
-    """The tokens before the first that a loss is taken of: (B, L), True for the prompt (padding before it included).
-
-    The first token is never predicted, so it belongs to the prompt whatever its label.
-    """
-    counted_BL = labels_BL != IGNORED
-    counted_BL[:, 0] = False
-    return counted_BL.cumsum(1) == 0
-
-
 def _recalled(context: Context, before: Context | None, size: torch.Size, name: str) -> Context:
     if before is None or before.prompt_mask_BL is None:
         raise ValueError(
@@ -212,28 +228,13 @@ def _recalled(context: Context, before: Context | None, size: torch.Size, name: 
             "let one pass with the adapter read the whole prompt first (in eval mode, or without gradients)."
         )
     cosines_BC = before.cosines_BC
-    mask_BL = _repeated(before.prompt_mask_BL[:, :1], size[0], "a prompt in the cache")
+    mask_BL = repeated(before.prompt_mask_BL[:, :1], size[0], "a prompt in the cache")
     return replace(
         context,
         prompt_mask_BL=torch.zeros_like(mask_BL).expand(size),
-        cosines_BC=None if cosines_BC is None else _repeated(cosines_BC, size[0], "a prompt in the cache"),
+        cosines_BC=None if cosines_BC is None else repeated(cosines_BC, size[0], "a prompt in the cache"),
         recalled=before.kept,
     )
-
-
-def _repeated(values: Tensor, num_samples: int, what: str) -> Tensor:
-    # Beams and several texts of one prompt repeat each sample in place.
-    if not len(values) or num_samples % len(values):
-        raise ValueError(f"{len(values)} samples have {what}, but the batch has {num_samples}.")
-    return values.repeat_interleave(num_samples // len(values), dim=0)
-
-
-def _fitted(mask_BL: Tensor, size: torch.Size) -> Tensor:
-    num_samples, length = size
-    if mask_BL.dim() != 2 or mask_BL.shape[1] > length:
-        raise ValueError(f"The prompt mask has shape {tuple(mask_BL.shape)}, but the input ({num_samples}, {length}).")
-    # What lies beyond the mask was written later.
-    return F.pad(_repeated(mask_BL, num_samples, "a prompt mask"), (0, length - mask_BL.shape[1]))
 
 
 def _given(inputs: Mapping[str, Any]) -> Tensor:

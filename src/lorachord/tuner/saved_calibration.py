@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorachord.core.registry import get_method
 from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.tuner.fingerprint import check_base, fingerprint
+from lorachord.tuner.parts import trained_in_full
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.targets import plan
 from lorachord.tuner.walk import adapted_layers
@@ -73,7 +74,8 @@ class Calibration:
 
     def check_base(self, base: nn.Module, config: LorachordConfig) -> None:
         """Raise a ValueError unless it was made on `base`."""
-        check_base(self.base_fingerprint, fingerprint(base, plan(base, config)), "The calibration")
+        layers = plan(base, config)
+        check_base(self.base_fingerprint, fingerprint(base, layers, trained_in_full(base, config)), "The calibration")
 
     def begin(self, model: PeftModel, adapter_name: str) -> None:
         """Give the layers of a new adapter their start."""

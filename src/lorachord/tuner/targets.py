@@ -15,25 +15,37 @@ from lorachord.core.config import LayerSpec
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.tuner.layer import LorachordLinear, linear_features
+from lorachord.tuner.parts import add_parts, inside, trained_in_full, warn_of_lost_parts
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import HEADS, SharedState
+from lorachord.tuner.uncalled import uncalled, warn_of_uncalled
 
 
 def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     """The layers that `config` targets, in model order. Resolves `all-linear` in the config.
 
-    A layer outside the numbered blocks (a pooler, a stem) counts to the block before it.
+    A layer outside the numbered blocks (a pooler, a stem) counts to the block before it. Parts that the base's
+    checkpoint lacks are put into a new config's `modules_to_save`, and are no targets.
 
     Raises:
-        ValueError: a target that matches nothing (the message names what is near), that is no linear layer, or that
-            mixes the rows of several samples where the method needs to know their tasks.
+        ValueError: a target that matches nothing (the message names what is near), that is no linear layer, that is
+            never called, or that mixes the rows of several samples where the method needs to know their tasks; or a
+            checkpoint that lacks weights of the blocks.
     """
+    if config.base_fingerprint is None:
+        add_parts(model, config)
+    else:
+        warn_of_lost_parts(model, config)
+    parts = trained_in_full(model, config)
     all_linear = config.target_modules == "all-linear"
     _maybe_include_all_linear_layers(config, model)
     modules = _outer_modules(model)
+    never = uncalled(model, modules)
     if all_linear:
         # PEFT's expansion goes into the heads that another adapter has wrapped.
-        config.target_modules = set(config.target_modules or ()) & modules.keys()  # type: ignore[assignment]
+        found = set(config.target_modules or ()) & modules.keys()
+        config.target_modules = found - never  # type: ignore[assignment]
+        warn_of_uncalled(found & never)
     features = {name: linear_features(module) for name, module in modules.items()}
     blocks = _blocks([name for name, size in features.items() if size is not None])
     num_blocks = 1 + max(blocks.values(), default=0)
@@ -41,11 +53,16 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
 
     layers, heads = [], _heads(model)
     for name, size in features.items():
-        if name.startswith(heads) or not check_target_module_exists(config, name):
+        if inside(name, parts) or name.startswith(heads) or not check_target_module_exists(config, name):
             continue
         if size is None:
             kind = type(modules[name]).__name__
             raise ValueError(f"Target {name!r} is a {kind}; LoRAchord adapts linear layers. {_near(name, features)}")
+        if name in never:
+            raise ValueError(
+                f"Target {name!r} is never called: nn.MultiheadAttention uses its weight without that, so an adapter "
+                f"there would do nothing. Leave it out, as in exclude_modules=[{name!r}]."
+            )
         layers.append(LayerSpec(name, blocks[name], num_blocks, *size))
     if not layers:
         raise ValueError(f"The targets {_targets(config)} leave no layer to adapt. {_near('', features)}")

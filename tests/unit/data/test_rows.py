@@ -161,3 +161,15 @@ def test_groups_ignore_case_spacing_and_the_order_of_options() -> None:
     assert group(task(), TEXT) == group(task(), {**TEXT, "sentence2": "three"})
     chosen = replace(task("multiple_choice"), group="choices")
     assert group(chosen, {"choices": ["x", "y"]}) == group(chosen, {"choices": ["y", "x"]})
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan"), "nan"])
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_missing_label_names_the_option_that_skips_it(missing: Any, kind: str) -> None:
+    if missing == "nan":
+        with pytest.raises(ValueError, match="nan") as found:
+            read(task(kind), {**TEXT, "label": missing})
+        assert "skip_unlabelled" not in str(found.value)
+    else:
+        with pytest.raises(ValueError, match="skip_unlabelled: true"):
+            read(task(kind), {**TEXT, "label": missing})

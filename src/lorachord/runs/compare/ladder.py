@@ -101,3 +101,17 @@ def best_given(tried: Mapping[int, Tried]) -> Choice:
     if len(tried) == 1:
         return Choice(step=step, edge=Edge.GIVEN)
     return Choice(step=step, edge=Edge.INTERIOR if min(tried) < step < max(tried) else Edge.END)
+
+
+def rates_of(text: str) -> list[float] | None:
+    """Rates as they are written, with commas; None for `auto`.
+
+    Raises:
+        ValueError: something that is no number.
+    """
+    if text == "auto":
+        return None
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--rates takes numbers with commas, or auto; got {text!r}.") from None

@@ -87,12 +87,14 @@ def shown(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{max(1, minutes)} min"
 
 
-def seconds_of(text: str) -> float:
-    """A length of time as it is written: `90s`, `30m`, `2h`, `1.5h`.
+def seconds_of(text: str | None) -> float | None:
+    """A length of time as it is written: `90s`, `30m`, `2h`, `1.5h`; None for none.
 
     Raises:
         ValueError: it is written otherwise.
     """
+    if text is None:
+        return None
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     try:
         found = float(text[:-1]) * units[text[-1:]]
