@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lorachord.messages import table
 from lorachord.runs.inspect.figure import Array, Figure
 from lorachord.whole import finite, new_file, write_json
 
+logger = logging.getLogger("lorachord")
 WIDTH = 80
 SUMMARY = "inspect.json"
 
@@ -78,6 +80,7 @@ class Inspection:
                 arrays: dict[str, Array] = own.arrays()
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         write_json(out / SUMMARY, self.to_dict())
+        logger.info("%s has %s, and the arrays of each figure as .npz", out, SUMMARY)
         return out
 
 
