@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import shtab
 
-from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS
+from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS, INSPECT
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_leaving(commands)
     _add_fuse(commands)
+    _add_inspect(commands)
     _add_demo(commands)
     return parser
 
@@ -184,6 +185,19 @@ def _add_fuse(commands: Commands) -> None:
     fuse.add_argument("--snr", type=float, metavar="DB", help="signal-to-noise ratio of each tensor; default: 0")
     fuse.add_argument("--seed", type=int, default=0, help="of the choice of examples and of the noise; default: 0")
     fuse.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_inspect(commands: Commands) -> None:
+    words = "see what an adapter does: spectra, overlap, routing, conflicts, interference"
+    inspect = _command(commands, "inspect", words, INSPECT)
+    inspect.add_argument("model", metavar="RUN|ADAPTER", help="a run, a fused or exported adapter, a plain LoRA")
+    inspect.add_argument("--against", metavar="OTHER", help="another of these, whose spectrum stands beside")
+    inspect.add_argument("--split", default="dev", choices=SPLITS, help="rows that the model reads; default: dev")
+    rows = "of each task, for routing and interference; default: 256; 0 reads none"
+    inspect.add_argument("--max-rows", type=int, default=256, metavar="N", help=rows)
+    inspect.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
+    inspect.add_argument("--out", metavar="DIR", help="a folder for the arrays, one .npz for each figure")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_demo(commands: Commands) -> None:

@@ -61,6 +61,12 @@ lorachord export runs/first --out loras --task team        of one task alone, in
 lorachord fuse --method collapse --out fused runs/single
 lorachord fuse --method ties --set density=0.3 --out fused team=loras/team urgent=loras/urgent --base minilm
 """,
+    "inspect": """
+lorachord inspect runs/first                               what there is to see of a run
+lorachord inspect runs/multilora --against runs/lora       the spectra of two, beside each other
+lorachord inspect fused --json                             an adapter that `lorachord fuse` has made
+lorachord inspect runs/first --max-rows 0 --out arrays     without a pass over rows; arrays for numpy
+""",
 }
 """Shown below the options of a command."""
 COMPARE = """Trains each method with several learning rates and seeds at equal parameters, beside rows that
@@ -70,4 +76,9 @@ verdict: which method to take, that joint LoRA will do, or what so few seeds can
 
 The recipe is that of joint LoRA; its rank sets the budget. A comparison that was stopped or killed
 goes on with the same command.
+"""
+INSPECT = """Shows what each method's paper claims to see: singular values and effective ranks of the
+updates, overlap of the tasks' updates, experts that each task's prompts use, ThanoRA's entropies and
+ranks, the density of Concrete's masks, conflicts by layer and step, and interference of tasks. Each
+figure has its threshold and its meaning in words, and a figure that is missing has a reason.
 """

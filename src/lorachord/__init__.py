@@ -61,6 +61,7 @@ from lorachord.tuner import (
 
 if TYPE_CHECKING:
     from lorachord.data.task import Task
+    from lorachord.runs.inspect import inspect
     from lorachord.runs.predictor import load
     from lorachord.training.trainer import MultiTaskTrainer
 
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 _ON_DEMAND = {
     "MultiTaskTrainer": "lorachord.training",
     "Task": "lorachord.data",
+    "inspect": "lorachord.runs.inspect",
     "load": "lorachord.runs.predictor",
 }
 """Where the names lie that are imported when they are first asked for."""
@@ -85,6 +87,7 @@ __all__ = [  # noqa: RUF022
     "merge",
     "export_lora",
     "load",
+    "inspect",
     "fuse",
     "TaskVectors",
     "load_task_vectors",

@@ -138,7 +138,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )
-    files = f"The comparison is in {out}: compare.json, compare.csv, compare.md, and a run for each trial."
+    files = f"The comparison is in {out}, with a run folder for each trial in trials/."
     _tell(arguments, found, lambda: f"{terminal(found)}\n\n{files}")
 
 
@@ -165,16 +165,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _fuse(arguments: argparse.Namespace) -> None:
-    from lorachord.runs.fuse import fuse_adapters, make_method
-    from lorachord.runs.fusion_report import How, fusion_table, loss_table
-    from lorachord.runs.strict import load_yaml
+    from lorachord.runs.fuse import fuse_adapters, make_method, options_of
+    from lorachord.runs.fusion_report import How, fusion_words
 
-    options: dict[str, Any] = {}
-    for setting in arguments.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes OPTION=VALUE; got {setting!r}.")
-        options[name] = load_yaml(value, f"the value of {name}")
+    options = options_of(arguments.set)
     given = {name: getattr(arguments, name) for name in ("granularity", "protect") if getattr(arguments, name)}
     # A method that knows better than singular values what to keep is told the rank as well.
     given |= {"rank": arguments.rank} if arguments.method == "collapse" and arguments.rank else {}
@@ -191,17 +185,19 @@ def _fuse(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    if found["noise"] is not None:
-        print(f"Noise on every adapter, also on the individual ones: {arguments.noise}, {found['noise']['snr']:g} dB.")
-    if found["adapted_on"] not in (None, "heldout"):
-        print(f"Adapted on the inputs of {found['adapted_on']}: its scores are no independent measure any more.")
-    if found["svd_error"] is not None:
-        print(f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}.")
-    if "rank_correlation" in found["notes"]:
-        show(loss_table(found["notes"]))
-    if "scores" in found:
-        show(f"{arguments.split}, {found['method']}\n{fusion_table(found)}")
+    for told in fusion_words(found, arguments.split):
+        show(told)
     print(f"The fused {'model' if arguments.full else 'LoRA'} is in {arguments.out}.")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.inspect import inspect
+
+    given = {name: getattr(arguments, name) for name in ("against", "split", "max_rows")}
+    found = inspect(arguments.model, data_dir=arguments.data, **given)
+    _tell(arguments, found.to_dict(), found.text)
+    if arguments.out is not None:
+        found.save(arguments.out)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -224,6 +220,7 @@ COMMANDS = {
     "merge": _merge,
     "export": _export,
     "fuse": _fuse,
+    "inspect": _inspect,
     "demo": _demo,
 }
 

@@ -1,19 +1,36 @@
 """How much each expert is used, as a model's user sees it."""
 
+import peft
 import pytest
 import torch
 
 import lorachord as lc
 from tests.tiny_models import perturb, tiny, token_ids
 
-ROUTED = {"hydralora": {}, "mosld": {}, "mode": {}, "malora": {"top_k": 3}, "moelora": {"num_experts": 4}}
+ROUTED = {
+    "hydralora": {"r": 2},
+    "mosld": {"r": 2},
+    "mode": {"r": 2},
+    "malora": {"r": 2, "top_k": 3},
+    "moelora": {"r": 2, "num_experts": 4},
+    "mixlora": {"r": 2, "num_experts": 4},
+    "mor1e": {"r1": 2, "r2": 3},
+}
+
+
+def routed(base: torch.nn.Module, method: str) -> peft.PeftModel:
+    model = lc.attach(base, method, tasks=["a"], **ROUTED[method])
+    if method == "mor1e":
+        lc.fit_intuition(model, [{"input_ids": token_ids(8, seed=3)}])
+    return model
 
 
 @pytest.mark.parametrize("method", ROUTED)
 def test_loads_are_shares_by_layer_and_go_on_until_forgotten(method: str) -> None:
-    model = lc.attach(tiny("llama"), method, tasks=["a"], r=2, **ROUTED[method])
+    model = routed(tiny("llama"), method)
     assert lc.router_load(model) == {}
-    perturb(model, 0.5)
+    # A pair of MixLoRA whose weight is too small for a number is none that a prompt uses.
+    perturb(model, 0.1 if method == "mixlora" else 0.5)
     model(input_ids=token_ids())
     first = lc.router_load(model)
     assert first.keys() == {layer.name for layer in lc.target_layers(tiny("llama"))}
@@ -71,3 +88,39 @@ def test_models_without_routers_have_no_loads() -> None:
     model = lc.attach(tiny("bert"), "lora", tasks=["a"])
     model(input_ids=token_ids())
     assert lc.router_load(model) == {}
+
+
+def test_the_factors_of_mixlora_are_counted_once_a_prompt() -> None:
+    model = routed(tiny("llama"), "mixlora")
+    # Without weights all factors are equal.
+    for module in model.modules():
+        if isinstance(module, lc.methods.MixLoRA):
+            with torch.no_grad():
+                module.router.zero_()
+                module.router_pairs.zero_()
+    model.generate(input_ids=token_ids(), max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+    for module in model.modules():
+        if isinstance(module, lc.methods.MixLoRA):
+            assert module.total is not None
+            # Four prompts chose two pairs each, whatever was written after them.
+            assert module.total.sum(0).tolist() == [8, 8]
+    for load in lc.router_load(model).values():
+        # Ties fall on the same factors for each prompt.
+        assert sorted(load[0].tolist()) == [0, 0, 0.5, 0.5]
+        assert sorted(load[1].tolist()) == [0, 0, 0.5, 0.5]
+
+
+def test_the_gates_and_clusters_of_mor1e_are_counted() -> None:
+    model = routed(tiny("llama"), "mor1e")
+    # Its router starts at zero, so that all gates are equal.
+    with lc.on_task(model, None, embedding=torch.ones(4, 16)):
+        model(input_ids=token_ids())
+    for load in lc.router_load(model, forget=True).values():
+        torch.testing.assert_close(load[0], torch.full((6,), 1 / 6))
+        assert sorted(load[1].tolist()) == [0, 0, 0, 0, 0, 1]
+    model.generate(input_ids=token_ids(), max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+    for module in model.modules():
+        if isinstance(module, lc.methods.MoR1E):
+            assert module.total is not None
+            # Seven tokens of each prompt, and two that were written and read again; four prompts.
+            assert module.total.sum(0).tolist() == pytest.approx([4 * 9, 4])

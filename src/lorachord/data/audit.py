@@ -58,7 +58,8 @@ class SplitAudit:
         rows: in the split.
         compared: of these, the first that were looked at for equal texts.
         duplicates: rows whose text an earlier row of the split has.
-        contradictions: rows whose text has several labels in the split; 0 for written answers, which may differ.
+        contradictions: rows whose text has several classes in the split; 0 for numbers and written answers, which may
+            differ.
         leaked: rows of val whose text is in train as well; of dev and test, in train or val.
         leaked_otherwise: of these, rows whose label their text does not have there.
         classes: rows of each class by its name; empty for other kinds of tasks.
@@ -135,7 +136,7 @@ def audit(
                 rows=split.rows,
                 compared=len(split.texts_N),
                 duplicates=len(split.texts_N) - len(split.texts),
-                contradictions=0 if part.task.kind == "generation" else _contradictions(split),
+                contradictions=0 if part.task.kind in ("generation", "regression") else _contradictions(split),
                 **_leaks(split, [own[each] for each in SEEN[name]]),
                 classes=split.classes,
                 lengths=None

@@ -8,6 +8,8 @@ from lorachord.data.audit import HELD_OUT, SEEN, DataAudit, Shared, SplitAudit
 
 LOPSIDED = 0.95
 """The share of one class from which on it is said."""
+RARE = 8
+"""Rows of a class below which it is said that it is rare, where classes have more on average."""
 SHOWN = 5
 """Pairs of tasks in a sentence."""
 
@@ -73,6 +75,17 @@ def _classes(splits: Mapping[str, SplitAudit]) -> Iterator[str]:
     unseen = [name for name, count in train.items() if not count]
     if unseen:
         yield f"no row of train has the class {', '.join(unseen)}: it cannot be learned"
+    rare = [
+        f"{name} ({count})" for name, count in train.items() if 0 < count < RARE <= sum(train.values()) / len(train)
+    ]
+    if rare:
+        yield f"few rows of train have the class {', '.join(rare)}: it is hardly learned"
+    alike: dict[str, list[str]] = {}
+    for name in train:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(repr(name))
+    for names in alike.values():
+        if len(names) > 1:
+            yield f"the classes {' and '.join(names)} differ in case or spaces alone: are they one?"
     missing = [name for name, count in splits["dev"].classes.items() if not count and train[name]]
     if missing:
         yield f"no row of dev has the class {', '.join(missing)}: nothing is measured of it"

@@ -66,7 +66,10 @@ def _is_number(text: str) -> bool:
 def _advice(label: object) -> str:
     # Only a NaN differs from itself.
     if label is None or label != label or (isinstance(label, str) and not label.strip()):
-        return f"the label is missing; it is {label!r}. Leave such rows out."
+        return (
+            f"the label is missing; it is {label!r}. Leave such rows out, or write skip_unlabelled: true in the task's "
+            "source."
+        )
     if isinstance(label, (str, int, float)):
         return (
             f"the label {label!r} may be the name of a class or its index. If it is an index, write the names of the "

@@ -25,11 +25,13 @@ class PromptLevel(Adapter):
 
     Attributes:
         embeds: whether it looks at the embedding of the prompt (`ctx.cosines_BC`), or at its tokens' inputs alone.
+        total: choices by expert and group (E, G) since `forget_load`; None before any.
     """
 
     mixing = Mixing.INPUT
     by_prompt = True
     embeds: ClassVar[bool] = False
+    total: Tensor | None = None
 
     @classmethod
     def encoder(cls, config: MethodConfig) -> str:
@@ -40,6 +42,17 @@ class PromptLevel(Adapter):
     def num_clusters(cls, config: MethodConfig) -> int:
         """The number of clusters of the training prompts' embeddings, where `embeds` is true. Default: 32."""
         return 32
+
+    @final
+    def count(self, counts_EG: Tensor) -> None:
+        """Add the choices of a pass by expert and group (E, G), as `router_load` tells their shares."""
+        # A module's own way to set an attribute takes as long as an operation.
+        vars(self)["total"] = counts_EG if self.total is None else self.total.to(counts_EG.device) + counts_EG
+
+    @final
+    def forget_load(self) -> None:
+        """Count choices from here on."""
+        vars(self)["total"] = None
 
     @final
     def by_sample(self, rows: Tensor, num_samples: int) -> Tensor:

@@ -48,21 +48,27 @@ def norm(update: Update) -> float:
     return float(update.double().norm())
 
 
-def truncate(update: Update, rank: int) -> tuple[LowRank, float]:
-    """The nearest update of at most this rank in the Frobenius norm (Eckart and Young), and its distance.
+def svd(update: Update) -> tuple[Tensor, Tensor, Tensor]:
+    """U (O, R), the singular values (R,) in falling order, and V^T (R, D), in float64.
 
-    Of factors, the singular values are those of a small matrix between their QR factors. In float64.
+    Of factors, the singular values are those of a small matrix between their QR factors.
+    """
+    if not isinstance(update, LowRank):
+        u_OR, s_R, vh_RD = torch.linalg.svd(update.double(), full_matrices=False)
+        return u_OR, s_R, vh_RD
+    left_OK, inner_KR = torch.linalg.qr(update.up_OR.double())
+    right_DK, inner_QR = torch.linalg.qr(update.down_RD.double().t())
+    u_KR, s_R, vh_RQ = torch.linalg.svd(inner_KR @ inner_QR.t(), full_matrices=False)
+    return left_OK @ u_KR, s_R, vh_RQ @ right_DK.t()
+
+
+def truncate(update: Update, rank: int) -> tuple[LowRank, float]:
+    """The nearest update of at most this rank in the Frobenius norm (Eckart and Young), and its distance. In float64.
 
     Returns:
         the factors, with the roots of the singular values in both, and `|update - result| / |update|`.
     """
-    if isinstance(update, LowRank):
-        left_OK, inner_KR = torch.linalg.qr(update.up_OR.double())
-        right_DK, inner_QR = torch.linalg.qr(update.down_RD.double().t())
-        u_KR, s_R, vh_RQ = torch.linalg.svd(inner_KR @ inner_QR.t(), full_matrices=False)
-        u_OR, vh_RD = left_OK @ u_KR, vh_RQ @ right_DK.t()
-    else:
-        u_OR, s_R, vh_RD = torch.linalg.svd(update.double(), full_matrices=False)
+    u_OR, s_R, vh_RD = svd(update)
     total = float(s_R.norm())
     error = float(s_R[rank:].norm()) / total if total else 0.0
     root_R = s_R[:rank].sqrt()

@@ -20,7 +20,15 @@ from lorachord.kernels.devices import without_autocast
 from lorachord.kernels.route import through_softmax
 
 
-def gate_rank_one(h_BLR: Tensor, logits_BLC: Tensor, cosines_BC: Tensor, weights_X2: Tensor) -> Tensor:
+def gate_rank_one(
+    h_BLR: Tensor,
+    logits_BLC: Tensor,
+    cosines_BC: Tensor,
+    weights_X2: Tensor,
+    mask_BL: Tensor | None = None,
+    *,
+    recording: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """`sum_r h_r G_rs`, (B, L, S), with G a row-major (R, S) matrix, in at least float32:
 
         G = by_token softmax(logits) + by_prompt cosines
@@ -29,15 +37,28 @@ def gate_rank_one(h_BLR: Tensor, logits_BLC: Tensor, cosines_BC: Tensor, weights
         h_BLR, logits_BLC: of each row.
         cosines_BC: of each sample; without a gradient.
         weights_X2: `by_token` and `by_prompt`.
+        mask_BL: True for the rows that count in the sum. Default: all.
+        recording: whether to make the sum. Default false.
+
+    Returns:
+        The rows, and the sum of the softmax over the rows that count (C,), without a gradient, or None.
     """
     with without_autocast(h_BLR):
-        gated_BLS: Tensor = _RankOne.apply(h_BLR, logits_BLC, cosines_BC, weights_X2)
-    return gated_BLS
+        gated_BLS, load_C = _RankOne.apply(h_BLR, logits_BLC, cosines_BC, weights_X2, mask_BL, recording)
+    return gated_BLS, load_C
 
 
 class _RankOne(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_BLR: Tensor, logits_BLC: Tensor, cosines_BC: Tensor, weights_X2: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        h_BLR: Tensor,
+        logits_BLC: Tensor,
+        cosines_BC: Tensor,
+        weights_X2: Tensor,
+        mask_BL: Tensor | None,
+        recording: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         wide = torch.promote_types(logits_BLC.dtype, torch.float32)
         logits_CBL = logits_BLC.permute(2, 0, 1).to(wide).contiguous()
         softmax_CBL = torch.softmax(logits_CBL, dim=0)
@@ -48,11 +69,15 @@ class _RankOne(torch.autograd.Function):
         token_1X1, prompt_1X1 = weights_X2[None, :, :, None].unbind(2)
         gates_CBL = (softmax_CBL * token_1X1).add_(prompt_1X1 * cosines_CB1)
         gates_RSBL = gates_CBL.view(len(h_R1BL), -1, *gates_CBL.shape[1:])
-        return gates_RSBL.mul_(h_R1BL).sum(0).to(h_BLR.dtype).permute(1, 2, 0)
+        load_C = None
+        if recording:
+            load_C = (softmax_CBL if mask_BL is None else softmax_CBL * mask_BL).sum((1, 2))
+            ctx.mark_non_differentiable(load_C)
+        return gates_RSBL.mul_(h_R1BL).sum(0).to(h_BLR.dtype).permute(1, 2, 0), load_C
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BLS: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_BLS: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         h_R1BL, softmax_CBL, cosines_CB1, weights_X2 = ctx.saved_tensors
         num_inputs, _, num_samples, num_rows = h_R1BL.shape
         num_gates, wide = len(softmax_CBL), softmax_CBL.dtype
@@ -76,4 +101,4 @@ class _RankOne(torch.autograd.Function):
         every = (1, 3) if len(weights_X2) == num_samples else (1, 2, 3)
         grad_weights_2X = slopes_2RBL.mul_(h_RBL).sum(every).view(2, -1)
         grad_h, grad_logits = (part.permute(1, 2, 0) for part in grad_XBL.to(ctx.dtype).split((num_inputs, num_gates)))
-        return grad_h, grad_logits, None, grad_weights_2X.t()
+        return grad_h, grad_logits, None, grad_weights_2X.t(), None, None

@@ -127,5 +127,9 @@ class MixLoRA(PromptLevel):
         mean_BD = self.prompt_mean(x_BLX if self.learns else x_BLX.detach(), ctx)
         probe_BCD = self.core_probe(ctx) if self.learns else None
         weights = self.router, self.router_pairs, self.down
-        chosen_BEE = choose_pairs(mean_BD, *weights, probe_BCD, scored=self.learns).to(h_BLR.dtype)
-        return torch.bmm(self.by_sample(h_BLR, len(mean_BD)), chosen_BEE)
+        chosen_BEE = choose_pairs(mean_BD, *weights, probe_BCD, scored=self.learns)
+        # A prompt's choice counts once, in the pass over the prompt.
+        if ctx.recording and ctx.recalled is None:
+            pairs_EE = (chosen_BEE.detach() != 0).sum(0, dtype=mean_BD.dtype)
+            self.count(torch.stack([pairs_EE.sum(1), pairs_EE.sum(0)], dim=1))
+        return torch.bmm(self.by_sample(h_BLR, len(mean_BD)), chosen_BEE.to(h_BLR.dtype))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lorachord.core.config import MethodConfig, option
 from lorachord.core.context import Context
 from lorachord.core.registry import register
+from lorachord.core.rows import mask_of
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.kernels.rank_one import gate_rank_one
 
@@ -132,4 +133,16 @@ class MoR1E(PromptLevel):
                 f"{self.layer.name}: mor1e looks at the embeddings of the prompts. Call the whole model, not a layer."
             )
         h_BLR, logits_BLC = (self.by_sample(rows, len(ctx.cosines_BC)) for rows in (h_BLR, x_BLX))
-        return gate_rank_one(h_BLR, logits_BLC, ctx.cosines_BC, self.shared_core(ctx))
+        mask_BL, recording = mask_of(ctx, logits_BLC), ctx.recording
+        if mask_BL is not None:
+            mask_BL = mask_BL.reshape(logits_BLC.shape[:2])
+        weights_X2 = self.shared_core(ctx)
+        gated_BLS, load_C = gate_rank_one(h_BLR, logits_BLC, ctx.cosines_BC, weights_X2, mask_BL, recording=recording)
+        if load_C is not None:
+            clusters_C = torch.zeros_like(load_C)
+            # A prompt's cluster counts once, in the pass over the prompt.
+            if ctx.recalled is None:
+                nearest_B = ctx.cosines_BC.argmax(1)
+                clusters_C.index_add_(0, nearest_B, clusters_C.new_ones(len(nearest_B)))
+            self.count(torch.stack([load_C.detach(), clusters_C], dim=1))
+        return gated_BLS

@@ -26,10 +26,26 @@ from lorachord.messages import suggest
 from lorachord.runs.adapters import Given, Tasks, find, folders, is_routed, load_base, load_tasks
 from lorachord.runs.folder import check_names
 from lorachord.runs.fusion_report import ADAPT_ON, How, compare, task_batches
+from lorachord.runs.strict import load_yaml
 from lorachord.training.fusion_batches import input_batches
 from lorachord.whole import write_json
 
 logger = logging.getLogger("lorachord")
+
+
+def options_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Options of a method from `OPTION=VALUE`, with values as in YAML.
+
+    Raises:
+        ValueError: a setting without "=", or a value that is no YAML.
+    """
+    options: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes OPTION=VALUE; got {setting!r}.")
+        options[name] = load_yaml(value, f"the value of {name}")
+    return options
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> FusionMethod:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,26 @@ def compare(merged: Merged, tasks: Tasks, how: How, out: Path) -> dict[str, Any]
     found["fused"] = save_scored(out / "predictions" / how.split, tasks.data.tasks, made)
     found["fused"] |= distances(merged)
     return found
+
+
+def fusion_words(found: Mapping[str, Any], split: str) -> Iterator[str]:
+    """What a report says, for a terminal.
+
+    Args:
+        found: as `fusion.json` has it.
+        split: that was scored.
+    """
+    if found["noise"] is not None:
+        kind, decibels = found["noise"]["kind"], found["noise"]["snr"]
+        yield f"Noise on every adapter, also on the individual ones: {kind}, {decibels:g} dB."
+    if found["adapted_on"] not in (None, "heldout"):
+        yield f"Adapted on the inputs of {found['adapted_on']}: its scores are no independent measure any more."
+    if found["svd_error"] is not None:
+        yield f"Cut by singular values: relative error of the update {found['svd_error']['all']:.3g}."
+    if "rank_correlation" in found["notes"]:
+        yield loss_table(found["notes"])
+    if "scores" in found:
+        yield f"{split}, {found['method']}\n{fusion_table(found)}"
 
 
 def fusion_table(found: Mapping[str, Any]) -> str:

@@ -94,7 +94,9 @@ class ServedExport:
     def _base(self, name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         dtype = getattr(torch, self.dtype)
         if self.told["kind"] == "encoder":
-            return load_encoder(name, num_labels=max(task.num_outputs for task in self.tasks), dtype=dtype)
+            return load_encoder(
+                name, num_labels=max(task.num_outputs for task in self.tasks), dtype=dtype, say_new=False
+            )
         return load_decoder(name, dtype=dtype)
 
     def _base_name(self, config: Mapping[str, Any]) -> str:

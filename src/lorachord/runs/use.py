@@ -124,7 +124,11 @@ def _predicted(
     rows = load_rows(folder.recipe, wanted, split, data_dir)
     model, kind, tasks = load_run(folder.path)
     index_of = {task.name: index for index, task in enumerate(tasks)}
-    how = {"batch_size": part.batch_size, "max_new_tokens": part.max_new_tokens, "max_tokens": part.max_tokens}
+    how: dict[str, Any] = {
+        "batch_size": part.batch_size,
+        "max_new_tokens": part.max_new_tokens,
+        "max_tokens": part.max_tokens,
+    }
     with autocast(folder.recipe), Progress(sum(map(len, rows)), stream=sys.stderr) as progress:
         return {
             task.name: predict(model, kind, own, index_of[task.name], progress=progress, **how)

@@ -20,6 +20,12 @@ class MixtureLoader(DataLoader[Any]):
         assert isinstance(self.batch_sampler, TaskMixture)
         self.batch_sampler.set_epoch(epoch)
 
+    def __iter__(self) -> Any:
+        # A run and its Trainer are seeded alike. Without a draw in between, dropout would have the numbers that the
+        # first weights were made of, and runs that learn would stay at chance.
+        torch.empty((), dtype=torch.int64).random_()
+        return super().__iter__()
+
 
 def mixture_loader(
     data: MixedDataset, mixture: TaskMixture, collate: Callable[[list[Any]], Any], args: TrainingArguments

@@ -5,7 +5,8 @@ positions begin anew with each, so that every option is read as if it stood ther
 last token and of the options alone, for a bounded number of tokens at a time.
 
 Models whose layers do not obey such a mask (recurrent ones, those with positions of their own) get a row for each
-option. This is found out once for each model, by scoring an example both ways.
+option. This is found out once for each model, by scoring an example both ways. Adapters that choose by the prompt
+refuse rows of several texts, and get a row for each option as well.
 
 Shapes: B rows of L tokens, K columns whose logits are needed, V words, A tokens of options.
 """
@@ -21,7 +22,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
+from lorachord.families.by_prompt import PromptLevel
 from lorachord.training.model_kind import base_of
 
 logger = logging.getLogger(__name__)
@@ -77,7 +80,8 @@ def score_options(
         padding: a token to fill rows with.
         max_tokens: whose logits are made at a time. Default: as many as take 256 MB.
     """
-    size: int = getattr(base_of(model).config.get_text_config(), "vocab_size", 1 << 16)
+    config: PretrainedConfig = base_of(model).config  # type: ignore[assignment]
+    size: int = getattr(config.get_text_config(), "vocab_size", 1 << 16)
     most = max_tokens if max_tokens is not None else max(1, LOGITS // (4 * size))
     pieces = list(_pieces(questions, most))
     if len(pieces) < sum(len(each.options) for each in questions) and not _obeys(model, questions, answering, padding):
@@ -96,7 +100,8 @@ def score_options(
 def _pieces(questions: Sequence[Question], most: int) -> Iterator[_Piece]:
     """Each question whole, or in parts of as many options as may be."""
     for place, question in enumerate(questions):
-        first, own, width = 0, [], 1
+        own: list[list[int]] = []
+        first, width = 0, 1
         for option, ids in enumerate(question.options):
             if own and width + len(ids) > most:
                 yield _Piece(place, first, Question(question.prompt, own))
@@ -125,6 +130,8 @@ _OBEYS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def _obeys(model: nn.Module, questions: Sequence[Question], answering: Answering, padding: int) -> bool:
     """Whether the options of a question score alike in one row and alone."""
+    if any(isinstance(module, PromptLevel) for module in model.modules()):
+        return False
     if model not in _OBEYS:
         place = max(range(len(questions)), key=lambda each: len(questions[each].options))
         last = len(questions[place].options) - 1

@@ -85,6 +85,8 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
             f"{what} was made for another base model: the layers that it adapts have other names or sizes here. "
             "Load the base that its model card names."
         )
+    if saved["sample"] is not None and found["sample"] is not None:
+        _check_samples(saved, found, what)
     elsewhere = found.get("outside", {})
     for name, sample in saved.get("outside", {}).items():
         if sample is not None and elsewhere.get(name) is not None and _distance(sample, elsewhere[name]) > OTHER_BASE:
@@ -92,8 +94,9 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], what: str = "This a
                 f"{what} was made for another base model: {name} has other weights here. Where the checkpoint lacks "
                 "them, they are drawn anew each time: name the module in modules_to_save, and train again."
             )
-    if saved["sample"] is None or found["sample"] is None:
-        return
+
+
+def _check_samples(saved: dict[str, Any], found: dict[str, Any], what: str) -> None:
     if len(saved["sample"]) != len(found["sample"]):
         raise ValueError(
             f"The base_fingerprint of the adapter is damaged: {len(saved['sample'])} weights, not "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lorachord.families.by_prompt import PromptLevel
 from lorachord.families.router import Router, share
 from lorachord.tuner.walk import adapted_layers
 
@@ -18,15 +19,16 @@ def router_load(model: nn.Module, *, forget: bool = False) -> dict[str, Tensor]:
         forget: count from here on.
 
     Returns:
-        By layer, for the active adapters with a token-level router that has seen any row: (E,), or (G, E) where the
-        layer has G routers (MoDE). At balance all entries are 1 / E. A dense router has no choices: of it, the mean
-        gates.
+        By layer, for the active adapters that choose and have seen any row: (E,), or (G, E) where the layer has G
+        routers. At balance all entries are 1 / E. A dense router has no choices: of it, the mean gates.
+        MoDE has a router for each block of rank slots. MixLoRA has two rows, the factors a and the factors b, over
+        prompts. MoR1E has two rows, the mean gates of tokens and the prompts' nearest clusters.
     """
     loads = {}
     for layer in adapted_layers(model):
         for adapter in layer.active():
             for router in adapter.modules():
-                if isinstance(router, Router) and router.total is not None:
+                if isinstance(router, Router | PromptLevel) and router.total is not None:
                     loads[adapter.layer.name] = share(router.total)
                     if forget:
                         router.forget_load()

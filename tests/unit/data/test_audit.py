@@ -123,5 +123,20 @@ def test_classes_that_are_missing_or_drown_are_said() -> None:
     rows = [row(f"text {number}") for number in range(97)] + [row(f"yes {number}", "yes") for number in range(3)]
     words = warnings_of(audit([from_rows(three, {"train": rows, "val": VAL[1:2], "dev": DEV[4:]})]))
     assert "no row of train has the class perhaps: it cannot be learned" in words[0]
-    assert "no row of dev has the class yes: nothing is measured of it" in words[1]
-    assert "97.0% of train have the class no" in words[2]
+    assert "few rows of train have the class yes (3): it is hardly learned" in words[1]
+    assert "no row of dev has the class yes: nothing is measured of it" in words[2]
+    assert "97.0% of train have the class no" in words[3]
+
+
+def test_classes_that_differ_in_case_or_spaces_alone_are_asked_about() -> None:
+    dirty = task(labels=("Delivery", "billing", "delivery "))
+    rows = [row(f"text {number}", label) for number, label in enumerate(["Delivery", "billing", "delivery "] * 10)]
+    words = warnings_of(audit([from_rows(dirty, {"train": rows, "val": rows[:3], "dev": rows[3:6]})]))
+    assert any("the classes 'Delivery' and 'delivery ' differ in case or spaces alone" in each for each in words)
+
+
+def test_numbers_of_one_text_may_differ() -> None:
+    stars = Task("stars", kind="regression", text="text")
+    rows = [{"text": "the same", "label": number} for number in range(6)]
+    found = audit([from_rows(stars, {"train": rows, "val": rows[:2], "dev": rows[2:4]})])
+    assert found.tasks["stars"]["train"].contradictions == 0

@@ -26,6 +26,8 @@ from lorachord.runs.tasksets import load_data
 from lorachord.whole import write_json, write_text
 
 logger = logging.getLogger("lorachord")
+FEW_ROWS = 50
+"""Rows of val below which it is said that rates are chosen by few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,12 @@ def _check_data(plan: Plan) -> None:
             if len(rows) < 2:
                 raise ValueError(
                     f"Task {task.name!r} has {len(rows)} rows of {split}; a comparison needs two at least."
+                )
+            if split == "val" and len(rows) < FEW_ROWS:
+                logger.warning(
+                    "%s: learning rates are chosen by %d val rows, which is few; give it more, or a val file",
+                    task.name,
+                    len(rows),
                 )
     _, kind = load_plain(plan.recipe, plan.tasks)
     say(audit_of(plan.recipe, data, kind))

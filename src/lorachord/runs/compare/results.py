@@ -12,6 +12,7 @@ from typing import Any
 from lorachord.baselines import BASELINES
 from lorachord.core.registry import all_methods
 from lorachord.method_pages import MERGES
+from lorachord.runs.compare.chance import at_chance
 from lorachord.runs.compare.plan import Plan
 from lorachord.runs.compare.rows import FRONT, NAMED, REFERENCE, SINGLE, Row
 from lorachord.runs.compare.sample import Sample, Scores
@@ -54,7 +55,16 @@ def _tasks(state: State) -> list[dict[str, Any]]:
     tasks = state.plan.tasks
     trial = next((trial for trial, outcome in state.outcomes.items() if outcome.failed is None), None)
     constants = constant_scores(tasks, state.records(trial, "dev")) if trial is not None else {}
-    return [{"name": task.name, "metric": task.metric, "majority": constants.get(task.name)} for task in tasks]
+    sizes = {task: len(columns["idx"]) for task, columns in state.examples.get("dev", {}).items()}
+    return [
+        {
+            "name": task.name,
+            "metric": task.metric,
+            "majority": constants.get(task.name),
+            "examples": sizes.get(task.name, 0),
+        }
+        for task in tasks
+    ]
 
 
 def _scores(state: State, whole: Mapping[str, Settled]) -> Scores:
@@ -93,12 +103,18 @@ def _row(state: State, own: Settled, scores: Scores | None) -> dict[str, Any]:
     by_seed = [state.scores(trial, "dev") for trial in own.trials]
     tasks = {task.name: fmean(scored[task.name] for scored in by_seed) for task in plan.tasks}
     outcomes = [state.outcomes[trial] for trial in own.trials]
+    chance = [
+        task.name
+        for task in plan.tasks
+        if any(at_chance([task], {task.name: state.records(trial, "dev")[task.name]}) for trial in own.trials)
+    ]
     memory = [outcome.memory for outcome in outcomes if outcome.memory is not None]
     lost = [outcome.forgetting for outcome in outcomes if outcome.forgetting is not None]
     made |= {
         "scores": tasks,
         "mean": fmean(tasks.values()),
         "worst": min(tasks.values()),
+        "at_chance": chance,
         "by_seed": [fmean(scored.values()) for scored in by_seed],
         "forgetting": fmean(lost) if lost else None,
         "seconds": fmean(outcome.seconds for outcome in outcomes),

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorachord.messages import table
 from lorachord.runs.compare.ladder import Edge
+from lorachord.runs.compare.rows import FRONT, NAMED, SINGLE, UNTRAINED
 
 Result = Mapping[str, Any]
 WIDTH = 80
@@ -61,14 +62,19 @@ def _tasks(found: Result, rows: Sequence[Result]) -> str:
 
 def _notes(found: Result, rows: Sequence[Result]) -> str:
     said = []
+    scored = ", ".join(f"{task['name']} {task['metric']}, {task['examples']} rows" for task in found["tasks"])
+    mixed = " The mean mixes them." if len({task["metric"] for task in found["tasks"]}) > 1 else ""
+    said.append(f"Scores on dev: {scored}.{mixed}")
     if any(row.get("difference") for row in rows):
         count = len(found["seeds"])
         said.append(
-            f"Against lora: the difference of means over {count} seeds with its 95 % interval; * where that leaves out "
-            "0. Claims are corrected for their number:"
+            f"Against lora: the difference of means over {count} seeds with its own 95 % interval; * where that leaves "
+            "out 0. Empty: one seed alone was run, of a point of the front that val does not prefer."
             if count > 1
             else "One seed: differences have no interval."
         )
+        if any(claim["level"] is not None for claim in found["claims"]):
+            said.append("Claims: intervals are corrected for the number of claims, and so wider:")
     lines = [textwrap.fill(line, WIDTH) for line in said]
     claims = [claim for claim in found["claims"] if claim["level"] is not None]
     if claims:
@@ -81,9 +87,20 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
     }
     lines += [text for edge, text in meanings.items() if edge in used]
     lines += [f"{row['name']} failed: {row['failed']}" for row in found["rows"] if row["failed"]]
+    lines += [
+        textwrap.fill(f"{row['name']} has {_options(row)}.", WIDTH, subsequent_indent="  ")
+        for row in rows
+        if not row["name"].startswith(FRONT) and row["name"] not in (UNTRAINED, SINGLE, NAMED)
+    ]
     if found["left_out"]:
         lines.append(f"Left out to save time: {', '.join(found['left_out'])}.")
     return "\n".join(lines)
+
+
+def _options(row: Result) -> str:
+    """The options that were given or solved for."""
+    options = [f"{key} {value}" for key, value in row["method"].items() if key != "name"]
+    return f"{row['method']['name']} with {', '.join(options)}" if options else f"{row['method']['name']} as it is"
 
 
 def _claim(claim: Result) -> list[str]:
@@ -147,21 +164,27 @@ def as_csv(found: Result) -> str:
 
 
 def as_markdown(found: Result) -> str:
-    """The verdict, the table and the claims."""
+    """The verdict, the table, the claims and the options of each row."""
     header, cells = columns(found)
-    lines = [f"**{found['verdict']['text']}**", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
+    tasks = ", ".join(f"{task['name']} ({task['metric']}, {task['examples']} dev rows)" for task in found["tasks"])
+    lines = [
+        "# Comparison",
+        "",
+        f"**{found['verdict']['text']}**",
+        "",
+        f"Tasks: {tasks}. Seeds: {len(found['seeds'])}.",
+    ]
+    lines += ["Differences are against `lora`; `half width` is of their own 95 % interval.", ""]
+    lines += _markdown(header, cells)
     claims = [claim for claim in found["claims"] if claim["level"] is not None]
     if claims:
-        lines += [
-            "",
-            "| claim | difference | interval | smallest visible | corrected p | |",
-            "|---|---|---|---|---|---|",
-        ]
-    for claim in claims:
-        state = "different" if claim["different"] else "not different"
-        lines.append(
-            f"| {claim['first']} : {claim['second']} | {claim['value']:+.3f} | ± {claim['half_width']:.3f} | "
-            f"{claim['smallest']:.3f} | {claim['adjusted_p']:.3f} | {state} |"
-        )
+        lines += ["", "Claims, with intervals and p-values corrected for their number by Holm's steps:", ""]
+        header = ["claim", "difference", "smallest visible", "", "corrected p"]
+        lines += _markdown(header, [[*_claim(claim), f"{claim['adjusted_p']:.3f}"] for claim in claims])
+    lines += ["", *(f"- `{row['name']}`: {_options(row)}" for row in found["rows"])]
     return "\n".join(lines) + "\n"
+
+
+def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *escaped)]

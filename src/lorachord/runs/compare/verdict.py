@@ -9,6 +9,8 @@ from lorachord.runs.compare.ladder import Edge
 from lorachord.runs.compare.rows import HIGH_RANK, NAMED, REFERENCE, SINGLE, UNTRAINED
 
 Result = Mapping[str, Any]
+SHOWN = 3
+"""Rows at most whose open lead is told."""
 
 
 def verdict(found: Result) -> dict[str, Any]:
@@ -99,14 +101,19 @@ def _none_ahead(found: Result, claims: Sequence[Result], rows: Mapping[str, Resu
     effect = found["effect"]
     behind = [claim["first"] for claim in claims if claim["different"]]
     # What the intervals do not exclude.
-    possible = [claim for claim in claims if claim["value"] + claim["half_width"] > effect]
+    possible = sorted(
+        (claim for claim in claims if claim["value"] + claim["half_width"] > effect), key=lambda each: -each["value"]
+    )
     text = []
     if possible:
-        text.append(f"No method is visibly ahead of joint LoRA, but a lead of {effect:g} is not excluded for all.")
-        for claim in sorted(possible, key=lambda each: -each["value"]):
+        text.append(f"No row is visibly ahead of joint LoRA, but a lead of {effect:g} is not excluded.")
+        if len(found["seeds"]) == 2:
+            text.append("Two seeds decide little: compare with --seeds 3 or more.")
+        for claim in possible[:SHOWN]:
             needed = claim.get("seeds_for_effect")
-            seeds = f"about {needed} seeds would show it" if needed else "no number of seeds would: more dev rows would"
-            text.append(f"{claim['first']}: {claim['value']:+.3f} ± {claim['half_width']:.3f}; {seeds}.")
+            more = f"about {needed} seeds" if needed else "more dev rows"
+            lead = f"{claim['value']:+.3f} ± {claim['half_width']:.3f}"
+            text.append(f"{claim['first']} has {lead}: to see a lead of {effect:g} takes {more}.")
         text.append("Until then take joint LoRA, which is the simplest.")
         kind = "unseen"
     else:
@@ -115,16 +122,21 @@ def _none_ahead(found: Result, claims: Sequence[Result], rows: Mapping[str, Resu
         kind = "none"
     if behind:
         text.append(f"Behind it: {', '.join(behind)}.")
-    gap = found["gap"]
-    if gap is not None and gap["half_width"] is not None:
-        if not gap["different"]:
-            width = f"{gap['value']:+.3f} ± {gap['half_width']:.3f}"
-            text.append(f"LoRA for each task alone is not visibly different ({width}): no harm between tasks is seen.")
-        elif gap["value"] > 0:
-            text.append(f"LoRA for each task alone is {_by(gap)} ahead: the tasks do hurt each other.")
-        else:
-            text.append(f"LoRA for each task alone is {-gap['value']:.3f} ± {gap['half_width']:.3f} behind.")
+    text += _gap(found["gap"], effect)
     return _made(kind, REFERENCE, " ".join([*text, *_caveats(rows, REFERENCE)]))
+
+
+def _gap(gap: Result | None, effect: float) -> list[str]:
+    """Whether the tasks hurt each other: LoRA for each task alone beside joint LoRA."""
+    if gap is None or gap["half_width"] is None:
+        return []
+    difference = f"{gap['value']:+.3f} ± {gap['half_width']:.3f}"
+    if gap["different"]:
+        word = "ahead: the tasks hurt each other" if gap["value"] > 0 else "behind: the tasks help each other"
+        return [f"LoRA for each task alone is {word} ({difference})."]
+    if gap["value"] + gap["half_width"] > effect:
+        return [f"Whether the tasks hurt each other cannot be told: LoRA for each task alone has {difference}."]
+    return [f"LoRA for each task alone is not ahead ({difference}): the tasks do not hurt each other."]
 
 
 def _caveats(rows: Mapping[str, Result], take: str) -> list[str]:
@@ -132,6 +144,12 @@ def _caveats(rows: Mapping[str, Result], take: str) -> list[str]:
     said = []
     if rows[REFERENCE]["edge"] == Edge.CHANCE.value:
         said.append("Joint LoRA stays at chance with every rate that was tried.")
+    stuck = [task for task in rows[REFERENCE]["at_chance"] if rows[REFERENCE]["edge"] != Edge.CHANCE.value]
+    if stuck:
+        said.append(
+            f"Joint LoRA is no better than the most frequent answer on {', '.join(stuck)}: train longer before you "
+            "rely on this verdict."
+        )
     ends = [name for name, row in rows.items() if row.get("edge") == Edge.END.value and name not in (UNTRAINED, SINGLE)]
     if ends:
         said.append(f"The best rate of {', '.join(ends)} is the last that was tried: these rows may do better.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from lorachord.data.audit import SplitAudit
@@ -10,6 +11,7 @@ from lorachord.runs.forecast.parameters import SHARED_HEAD, Parameters
 from lorachord.runs.forecast.summary import Forecast
 from lorachord.runs.recipe import Recipe
 
+WIDTH = 80
 MOST_CLASSES = 6
 """Classes whose shares are shown."""
 
@@ -26,7 +28,8 @@ def as_text(recipe: Recipe, found: Forecast) -> str:
     parts += [part for part in (_memory(found), _time(recipe, found)) if part]
     for title, words in (("Warnings", found.warnings), ("Not going to work", found.problems)):
         if words:
-            parts.append("\n".join([f"{title}:", *(f"- {each}" for each in words)]))
+            lines = (textwrap.fill(each, WIDTH, initial_indent="- ", subsequent_indent="  ") for each in words)
+            parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(part for part in parts if part)
 
 

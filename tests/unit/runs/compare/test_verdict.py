@@ -34,7 +34,7 @@ def test_where_nothing_differs_joint_lora_will_do() -> None:
     assert isinstance(verdict, dict)
     assert (verdict["kind"], verdict["take"]) == ("none", "lora")
     assert "joint LoRA will do" in verdict["text"]
-    assert "no harm between tasks is seen" in verdict["text"]
+    assert "the tasks do not hurt each other" in verdict["text"]
 
 
 def test_a_method_that_is_not_told_the_task_and_is_ahead_is_taken() -> None:
@@ -69,7 +69,9 @@ def test_what_few_seeds_cannot_exclude_is_said_with_the_seeds_that_would() -> No
     verdict = found(scoring({"mtl_lora": 0.82}, noise=0.03), "mtl_lora", seeds=2, effect=0.02)["verdict"]
     assert isinstance(verdict, dict)
     assert verdict["kind"] == "unseen"
-    assert "seeds would show it" in verdict["text"] or "no number of seeds would" in verdict["text"]
+    assert "Two seeds decide little" in verdict["text"]
+    assert "mtl_lora has +0.02" in verdict["text"]
+    assert "to see a lead of 0.02 takes" in verdict["text"]
 
 
 def test_one_seed_gives_no_verdict_and_no_interval() -> None:
@@ -96,6 +98,19 @@ def test_joint_lora_at_chance_stays_in_and_is_marked() -> None:
     assert isinstance(result["verdict"], dict)
     assert "Joint LoRA stays at chance" in result["verdict"]["text"]
     assert result["verdict"]["kind"] == "tell"
+
+
+def test_a_task_that_joint_lora_does_not_learn_is_named() -> None:
+    def right(trial: Trial, task: str) -> float:
+        return 0.5 if trial.row == "lora" and task == "other" else scoring({})(trial, task)
+
+    result = found(right, "mtl_lora")
+    assert isinstance(result["rows"], list)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["lora"]["at_chance"] == ["other"]
+    assert rows["mtl_lora"]["at_chance"] == []
+    assert isinstance(result["verdict"], dict)
+    assert "no better than the most frequent answer on other" in result["verdict"]["text"]
 
 
 def test_the_gap_recovered_and_the_transfer_are_beside() -> None:
