@@ -45,7 +45,7 @@ REFUSED_BY_ATTACH: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown method, nothing near": (
         "xyz",
         {},
-        "Known: allot, hydralora, lora, malora, ",
+        "Known: allot, comol, hydralora, lora, malora, ",
     ),
     "unknown option": ("hydralora", {"num_expert": 4}, r"no option 'num_expert'\. Did you mean 'num_experts'"),
     "unknown option of a baseline": ("peft_lora", {"rs_lora": True}, r"no option 'rs_lora'\. Did you mean 'rslora'"),
