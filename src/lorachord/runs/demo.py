@@ -89,9 +89,7 @@ def _use_exported(out: Path) -> None:
     rows = run.recipe.tasks.lab.generate().dev[1][:NUM_TEXTS]
     texts = exported / "texts.txt"
     texts.write_text("".join(row["sentence1"] + "\n" for row in rows), encoding="utf-8")
-    command = [sys.executable, str(peft_only.__file__), resolve(base_name(run.recipe.model)), str(folder), str(texts)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    predicted = [int(line) for line in printed.split()]
+    predicted = predicted_alone(resolve(base_name(run.recipe.model)), folder, texts)
     records = (run.path / "predictions" / "dev" / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()
     ours = [json.loads(line)["prediction"] for line in records[:NUM_TEXTS]]
     same = sum(one == other for one, other in zip(predicted, ours, strict=True))
@@ -101,3 +99,16 @@ def _use_exported(out: Path) -> None:
         f"A process with transformers and PEFT alone has loaded {folder}: of {len(rows)} texts, {right} right, "
         f"{same} predicted as here."
     )
+
+
+def predicted_alone(base: str, lora: Path, texts: Path) -> list[int]:
+    """The class of each text in a file, a text a line, in a process with transformers and PEFT alone.
+
+    Args:
+        base: a folder, or a name on the hub.
+        lora: the folder of a plain LoRA.
+    """
+    # -P: the script finds none of the files beside it, of which some have names of Python's own modules.
+    command = [sys.executable, "-P", str(peft_only.__file__), base, str(lora), str(texts)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [int(line) for line in printed.split()]
