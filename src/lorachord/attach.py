@@ -13,10 +13,10 @@ from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.registry import all_methods
 from lorachord.core.tasks import TaskNames
 from lorachord.messages import suggest
-from lorachord.tuner.parts import add_parts
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.saved_calibration import Calibration, require_none
 from lorachord.tuner.targets import infer_task_type
+from lorachord.tuner.trained_parts import add_parts
 
 
 def attach(

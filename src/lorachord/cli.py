@@ -118,8 +118,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lorachord.runs.compare.command import Where, compare
+    from lorachord.runs.compare.compared_rows import split_rows
     from lorachord.runs.compare.ladder import rates_of
-    from lorachord.runs.compare.rows import split_rows
     from lorachord.runs.compare.tables import terminal
     from lorachord.runs.compare.timing import seconds_of
     from lorachord.runs.recipe import read_recipe

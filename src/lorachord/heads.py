@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lorachord.core.context import Context
 from lorachord.core.tasks import TaskNames
-from lorachord.tuner.parts import HEAD_NAMES
 from lorachord.tuner.state import HEADS, SharedState
+from lorachord.tuner.trained_parts import HEAD_NAMES
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 
 from lorachord.baselines import BASELINES
 from lorachord.core.registry import all_methods
-from lorachord.runs.forecast import Forecast, as_text, forecast, memory, parameters_of, speed_by_shape
+from lorachord.runs.forecast import Forecast, as_text, forecast, parameters_of, speed_by_shape, step_memory
 from lorachord.runs.forecast import summary as summaries
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.train import train
@@ -143,7 +143,7 @@ def test_lora_is_timed_for_methods_that_look_at_the_data_first(
 def test_a_model_that_does_not_fit_is_estimated_from_its_shape(
     tiny_llama: Path, task_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: (1000, "a small machine"))
+    monkeypatch.setattr(step_memory, "available_memory", lambda: (1000, "a small machine"))
     monkeypatch.setattr(summaries, "timed_speed", None)
     made = recipe(tiny_llama, "colour", kind="decoder")
     found = foretold(made, task_files, timed=True)

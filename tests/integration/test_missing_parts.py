@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import lorachord as lc
 from lorachord.fusion.arithmetic import weighted_sum
-from lorachord.tuner.parts import lacking
+from lorachord.tuner.trained_parts import lacking
 from tests.tiny_models import perturb, tiny, token_ids
 
 # XLNet's attention is no linear module.

@@ -18,10 +18,10 @@ from lorachord.core.registry import get_method
 from lorachord.families.calibrated import Calibrated, FromConflict, FromInputs
 from lorachord.messages import suggest
 from lorachord.tuner.fingerprint import fingerprint
-from lorachord.tuner.parts import trained_in_full
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.saved_calibration import TARGETS, Calibration, plain
 from lorachord.tuner.targets import infer_task_type, plan
+from lorachord.tuner.trained_parts import trained_in_full
 
 
 def calibrate(

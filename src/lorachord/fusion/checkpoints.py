@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorachord.tuner.layer import linear_features
-from lorachord.tuner.parts import HEAD_NAMES, inside, lacking
+from lorachord.tuner.trained_parts import HEAD_NAMES, inside, lacking
 
 
 @dataclass(frozen=True)

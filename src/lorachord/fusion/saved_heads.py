@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorachord.heads import TaskHeads, add_heads, keep_head
-from lorachord.tuner.parts import HEAD_NAMES, inside, lacking
 from lorachord.tuner.state import HEADS
+from lorachord.tuner.trained_parts import HEAD_NAMES, inside, lacking
 
 Heads = dict[str, dict[str, Tensor]]
 """Of each task, the tensors of its head and parts, by their names in the plain model."""

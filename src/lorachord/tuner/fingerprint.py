@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lorachord.core.config import LayerSpec
 from lorachord.tuner.layer import linear_features
-from lorachord.tuner.parts import inside, own_modules
+from lorachord.tuner.trained_parts import inside, own_modules
 
 NUM_LAYERS, NUM_WEIGHTS = 4, 8
 OTHER_BASE, OTHER_CHECKPOINT = 0.5, 0.02

@@ -20,11 +20,11 @@ from lorachord.messages import suggest
 from lorachord.tuner.adapter_files import check_tensors
 from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.parts import trained_in_full
 from lorachord.tuner.passes import install, refuse_adapter_names, uninstall
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import SharedState
 from lorachord.tuner.targets import plan
+from lorachord.tuner.trained_parts import trained_in_full
 from lorachord.tuner.walk import adapted_layers, states_of
 
 CONTAINER = "lorachord_adapter"

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lorachord.core.registry import get_method
 from lorachord.families.calibrated import Calibrated, FromInputs
 from lorachord.tuner.fingerprint import check_base, fingerprint
-from lorachord.tuner.parts import trained_in_full
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.targets import plan
+from lorachord.tuner.trained_parts import trained_in_full
 from lorachord.tuner.walk import adapted_layers
 from lorachord.whole import new_file, read_json, write_json
 

@@ -15,9 +15,9 @@ from lorachord.core.config import LayerSpec
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.tuner.layer import LorachordLinear, linear_features
-from lorachord.tuner.parts import add_parts, inside, trained_in_full, warn_of_lost_parts
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import HEADS, SharedState
+from lorachord.tuner.trained_parts import add_parts, inside, trained_in_full, warn_of_lost_parts
 from lorachord.tuner.uncalled import uncalled, warn_of_uncalled
 
 

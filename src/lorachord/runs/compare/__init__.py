@@ -1,8 +1,8 @@
 """Which method pays on some tasks, and how sure that is: `lorachord compare`.
 
-The way of a comparison: `rows.py` reads the rows, `fitting.py` gives them equal parameters, `plan.py` checks and fixes
-all that is decided beforehand. `sweep.py` runs trials (`trial.py`) in processes or on a cluster (`workers.py`).
-`state.py` says, from the finished trials alone, which are wanted next; `ladder.py` chooses the learning rates.
+The way of a comparison: `compared_rows.py` reads the rows, `fitting.py` gives them equal parameters, `plan.py` checks
+and fixes all that is decided beforehand. `sweep.py` runs trials (`trial.py`) in processes or a cluster (`workers.py`).
+`sweep_state.py` says, from the finished trials alone, which are wanted next; `ladder.py` chooses the learning rates.
 `results.py` gathers the numbers, `verdict.py` says what they mean, `tables.py` shows them. `command.py` is the front
 door.
 

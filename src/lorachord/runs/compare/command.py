@@ -76,7 +76,7 @@ def compare(
 
     Args:
         recipe: of joint LoRA: the base, the tasks, the steps, the rank that sets the budget.
-        methods: rows, as `rows.parse_row` reads them. Standing rows are added; see `rows.standing_rows`.
+        methods: rows, as `compared_rows.parse_row` reads them. Those of `standing_rows` there are added.
         out: the folder; see `sweep.py`.
         seeds: how many of each row. Default 3.
         rates: learning rates to choose from. Default: a ladder around the recipe's, widened until the best is inside.

@@ -12,8 +12,7 @@ from lorachord.core.config import LayerSpec
 from lorachord.data.task import Task
 from lorachord.messages import suggest
 from lorachord.runs.checks import check
-from lorachord.runs.compare.fitting import fitted
-from lorachord.runs.compare.rows import (
+from lorachord.runs.compare.compared_rows import (
     HIGH,
     HIGH_RANK,
     NAMED,
@@ -25,6 +24,7 @@ from lorachord.runs.compare.rows import (
     parse_row,
     standing_rows,
 )
+from lorachord.runs.compare.fitting import fitted
 from lorachord.runs.model import load_plain
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.tuner import target_layers
@@ -74,7 +74,7 @@ class Plan:
         return next(row for row in self.rows if row.name == name)
 
     def front_rows(self) -> tuple[Row, ...]:
-        """The points of the front of fixed task weights; see `rows.front_rows`."""
+        """The points of the front of fixed task weights; see `compared_rows.front_rows`."""
         names = [task.name for task in self.tasks]
         return front_rows(self.row(REFERENCE), names, self.recipe.tasks.weights)
 

@@ -13,11 +13,11 @@ from lorachord.baselines import BASELINES
 from lorachord.core.registry import all_methods
 from lorachord.method_pages import MERGES
 from lorachord.runs.compare.chance import at_chance
+from lorachord.runs.compare.compared_rows import FRONT, NAMED, REFERENCE, SINGLE, Row
 from lorachord.runs.compare.plan import Plan
-from lorachord.runs.compare.rows import FRONT, NAMED, REFERENCE, SINGLE, Row
 from lorachord.runs.compare.sample import Sample, Scores
-from lorachord.runs.compare.state import Settled, State
 from lorachord.runs.compare.statistics import Contrast, holm, holm_levels, seeds_needed
+from lorachord.runs.compare.sweep_state import Settled, State
 from lorachord.runs.compare.trial import Trial
 from lorachord.runs.compare.verdict import verdict
 from lorachord.runs.constants import constant_scores

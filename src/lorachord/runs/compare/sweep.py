@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorachord.runs.compare.plan import Plan
-from lorachord.runs.compare.state import State
+from lorachord.runs.compare.sweep_state import State
 from lorachord.runs.compare.timing import shortened, shown, time_left
 from lorachord.runs.compare.trial import Outcome, Trial
 from lorachord.runs.compare.workers import Workers

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorachord.messages import table
+from lorachord.runs.compare.compared_rows import FRONT, NAMED, SINGLE, UNTRAINED
 from lorachord.runs.compare.ladder import Edge
-from lorachord.runs.compare.rows import FRONT, NAMED, SINGLE, UNTRAINED
 
 Result = Mapping[str, Any]
 WIDTH = 80

@@ -1,14 +1,14 @@
-"""How long a comparison will take: by the trials that it had, or by a few steps before the first."""
+"""How long a comparison will take: by the trials that it had."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
 
+from lorachord.runs.compare.compared_rows import FRONT, HIGH_RANK, SINGLE, Row
 from lorachord.runs.compare.ladder import FIRST_STEPS
 from lorachord.runs.compare.plan import Plan
-from lorachord.runs.compare.rows import FRONT, HIGH_RANK, SINGLE, Row
-from lorachord.runs.compare.state import Settled, State
+from lorachord.runs.compare.sweep_state import State
 
 START = 8.0
 """Seconds that a trial takes beside its training, for loading and scoring, before anything is known."""
@@ -37,7 +37,7 @@ def time_left(state: State, size: int) -> tuple[float, int]:
 def trials_needed(state: State) -> Mapping[str, int]:
     """The trials that each row still needs, if its best rate is inside the first ones."""
     settled, wanted = state.settled()
-    finished = {own.row.name for own in settled if isinstance(own, Settled)}
+    finished = {own.row.name for own in settled}
     plan, needed = state.plan, {}
     for row in plan.rows:
         if row.name in finished or row.name in state.left_out:

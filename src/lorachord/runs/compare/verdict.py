@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorachord.runs.compare.compared_rows import HIGH_RANK, NAMED, REFERENCE, SINGLE, UNTRAINED
 from lorachord.runs.compare.ladder import Edge
-from lorachord.runs.compare.rows import HIGH_RANK, NAMED, REFERENCE, SINGLE, UNTRAINED
 
 Result = Mapping[str, Any]
 SHOWN = 3

@@ -5,10 +5,10 @@ few steps where the model fits, and collects warnings and problems: what should 
 It prints nothing; `as_text` makes the page of the terminal.
 """
 
-from lorachord.runs.forecast.memory import Memory, memory_of
 from lorachord.runs.forecast.page import as_text
 from lorachord.runs.forecast.parameters import Parameters, parameters_of
 from lorachord.runs.forecast.speed import Speed, speed_by_shape, timed_speed
+from lorachord.runs.forecast.step_memory import Memory, memory_of
 from lorachord.runs.forecast.summary import Forecast, forecast
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from lorachord.core.config import LayerSpec
-from lorachord.runs.forecast.memory import Memory
 from lorachord.runs.forecast.parameters import config_class, options_of
+from lorachord.runs.forecast.step_memory import Memory
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.tasksets import TaskSet
 

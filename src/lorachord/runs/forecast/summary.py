@@ -21,9 +21,9 @@ from lorachord.runs.arguments import mixture_of
 from lorachord.runs.auditing import audit_of
 from lorachord.runs.checks import check
 from lorachord.runs.forecast.faults import of_data, of_memory, of_ranks
-from lorachord.runs.forecast.memory import Memory, memory_of
 from lorachord.runs.forecast.parameters import Parameters, adapted_layers_of, parameters_of
 from lorachord.runs.forecast.speed import Speed, speed_by_shape, timed_speed
+from lorachord.runs.forecast.step_memory import Memory, memory_of
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.single_recipes import single_recipes

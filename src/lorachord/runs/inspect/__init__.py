@@ -22,16 +22,16 @@ the figures that it has. Each figure is a frozen dataclass of arrays, which a fu
 'All tasks have the same update, so there is no overlap of several.'
 """
 
-from lorachord.runs.inspect.calibrated import TaskRanks, task_ranks
-from lorachord.runs.inspect.command import inspect
 from lorachord.runs.inspect.conflicts import Conflicts, conflicts
+from lorachord.runs.inspect.entropies import TaskRanks, task_ranks
 from lorachord.runs.inspect.figure import Figure
+from lorachord.runs.inspect.inspecting import inspect
 from lorachord.runs.inspect.inspection import Inspection
 from lorachord.runs.inspect.interference import Interference, interference
 from lorachord.runs.inspect.masks import Masks, masks
-from lorachord.runs.inspect.overlap import Overlap, overlap
 from lorachord.runs.inspect.routing import Routing, routing
 from lorachord.runs.inspect.spectra import Beside, Spectra, beside, spectra
+from lorachord.runs.inspect.subspaces import Overlap, overlap
 
 __all__ = [
     "Beside",

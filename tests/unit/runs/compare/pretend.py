@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lorachord.runs.compare.compared_rows import REFERENCE, Row, parse_row, standing_rows
 from lorachord.runs.compare.plan import Plan
-from lorachord.runs.compare.rows import REFERENCE, Row, parse_row, standing_rows
-from lorachord.runs.compare.state import State
+from lorachord.runs.compare.sweep_state import State
 from lorachord.runs.compare.trial import Outcome, Trial
 from tests.tiny_data import recipe
 

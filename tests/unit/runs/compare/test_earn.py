@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lorachord.runs import read_recipe
+from lorachord.runs.compare.compared_rows import split_rows
 from lorachord.runs.compare.plan import Plan, make_plan
-from lorachord.runs.compare.rows import split_rows
 from lorachord_cli import build_parser
 
 EARN = Path(__file__).parents[4] / "recipes" / "earn"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorachord.runs.compare.rows import front_rows, parse_row, split_rows, standing_rows
+from lorachord.runs.compare.compared_rows import front_rows, parse_row, split_rows, standing_rows
 from tests.tiny_data import recipe
 
 BASE = recipe(Path("/tiny"), "colour", "size", method={"name": "lora", "r": 4, "dropout": 0.1, "target_modules": ["q"]})

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lorachord.runs.compare.ladder import Edge
-from lorachord.runs.compare.state import State
+from lorachord.runs.compare.sweep_state import State
 from lorachord.runs.compare.trial import Outcome, Trial
 from tests.unit.runs.compare.pretend import examples, plan_of, pretend, run_all
 

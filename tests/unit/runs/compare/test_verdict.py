@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from lorachord.runs.compare.results import results
-from lorachord.runs.compare.state import State
+from lorachord.runs.compare.sweep_state import State
 from lorachord.runs.compare.tables import as_csv, as_markdown, terminal
 from lorachord.runs.compare.trial import Trial
 from tests.unit.runs.compare.pretend import Right, plan_of, run_all

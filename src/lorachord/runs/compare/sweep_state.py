@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from lorachord.runs.compare.chance import at_chance, tied
+from lorachord.runs.compare.compared_rows import FRONT, REFERENCE, Row
 from lorachord.runs.compare.ladder import Choice, Edge, Tried, best_given, next_steps, rate_at
 from lorachord.runs.compare.plan import Plan
-from lorachord.runs.compare.rows import FRONT, REFERENCE, Row
 from lorachord.runs.compare.trial import Outcome, Trial
 from lorachord.runs.scores import score_task
 from lorachord.training.model_kind import Record

@@ -12,16 +12,16 @@ from torch import nn
 from lorachord.core.context import Mixing
 from lorachord.core.registry import all_methods
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.inspect.calibrated import task_ranks
+from lorachord.runs.inspect.adapter_updates import Updates, read_lora, updates_of
 from lorachord.runs.inspect.conflicts import conflicts
+from lorachord.runs.inspect.entropies import task_ranks
 from lorachord.runs.inspect.figure import Figure
 from lorachord.runs.inspect.inspection import Inspection
 from lorachord.runs.inspect.masks import masks
-from lorachord.runs.inspect.overlap import overlap
-from lorachord.runs.inspect.passes import RowsOfRun
+from lorachord.runs.inspect.model_figures import RowsOfRun
 from lorachord.runs.inspect.routing import routing
 from lorachord.runs.inspect.spectra import EVERY, Spectra, beside, spectra
-from lorachord.runs.inspect.updates import Updates, read_lora, updates_of
+from lorachord.runs.inspect.subspaces import overlap
 from lorachord.runs.use import load_run, open_run
 from lorachord.surgery.watch import read
 from lorachord.tuner import Calibration, LorachordConfig
