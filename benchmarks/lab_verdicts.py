@@ -2,9 +2,9 @@
 
     python benchmarks/lab_verdicts.py [--out DIR] [--draws 5] [--jobs 1]
 
-At k = 0 no two tasks contradict each other, and joint LoRA will do. At k = 1 each text has different right answers in two
-tasks, so that the task must be told. Each draw is a comparison of its own, with its own sentences; a repeated command goes
-on. The exit status is 1 where a verdict is another one. The figures are in `verdicts.json` of the folder.
+At k = 0 no two tasks contradict each other, and joint LoRA will do. At k = 1 each text has different right answers in
+two tasks, so that the task must be told. Each draw is a comparison of its own, with its own sentences; a repeated
+command goes on. The exit status is 1 where a verdict is another one. The figures are in `verdicts.json` of the folder.
 """
 
 from __future__ import annotations
