@@ -55,6 +55,13 @@ class Conflicts(Figure):
         return self._share_below(STRONG)
 
     @property
+    def by_pair(self) -> Array:
+        """The cosine of each of the P pairs of tasks, in the mean over both factors, (K, L, P)."""
+        one, other = np.triu_indices(len(self.tasks), 1)
+        found: Array = mean(self.cosines[..., one, other].astype(np.float32), axis=2)
+        return found
+
+    @property
     def by_layer(self) -> Array:
         """The share of negative cosines over both factors, (K, L)."""
         found: Array = mean(self.negative, axis=2)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from lorachord.messages import table
+from lorachord.runs.drawing import Drawing, show
+from lorachord.runs.inspect.drawings import drawing_of
 from lorachord.runs.inspect.figure import Array, Figure
 from lorachord.whole import finite, new_file, write_json
 
@@ -50,6 +52,20 @@ class Inspection:
             raise ValueError(f"{name}: {reason}")
         return self.figures[name]
 
+    @property
+    def drawings(self) -> dict[str, Drawing]:
+        """The figures for Plotly, by name: `found.drawings["spectra"].figure()` is a Plotly figure."""
+        return {name: drawing_of(own) for name, own in self.figures.items()}
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the drawings of all figures, after a line on the whole and on what is missing."""
+        absent = [f"No {name}: {reason}" for name, reason in self.absent.items()]
+        show("\n".join([self._known(), *absent]), list(self.drawings.values()))
+
+    def _known(self) -> str:
+        known = f"{self.method}; tasks: {', '.join(self.tasks)}" if self.tasks else self.method or "a plain LoRA"
+        return f"{self.of}: {known}."
+
     def to_dict(self) -> dict[str, Any]:
         """The main numbers of all figures with their words, as plain data; None where there is no number."""
         figures = {
@@ -62,8 +78,7 @@ class Inspection:
 
     def text(self) -> str:
         """For a terminal: a table for each figure, its own sentence, and its meaning, in at most 80 columns."""
-        known = f"{self.method}; tasks: {', '.join(self.tasks)}" if self.tasks else self.method or "a plain LoRA"
-        parts = [_wrapped(f"{self.of}: {known}.")]
+        parts = [_wrapped(self._known())]
         for own in self.figures.values():
             told = [own.title, table(own.rows()), _wrapped(own.words), _wrapped(own.meaning, "  ")]
             parts.append("\n".join(told))
