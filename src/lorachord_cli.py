@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import shtab
 
-from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS, INSPECT
+from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS, INSPECT, REPORT
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_leaving(commands)
     _add_fuse(commands)
     _add_inspect(commands)
+    _add_report(commands)
     _add_demo(commands)
     return parser
 
@@ -198,6 +199,16 @@ def _add_inspect(commands: Commands) -> None:
     inspect.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
     inspect.add_argument("--out", metavar="DIR", help="a folder for the arrays, one .npz for each figure")
     inspect.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_report(commands: Commands) -> None:
+    report = _command(commands, "report", "write one page that shows a run, an adapter or a comparison", REPORT)
+    report.add_argument("of", metavar="RUN|ADAPTER|COMPARISON", help="a folder")
+    report.add_argument("-o", "--out", metavar="FILE", help="default: report.html in the folder")
+    report.add_argument("--against", metavar="OTHER", help="another run or adapter, whose spectrum stands beside")
+    rows = "of each task, for routing and interference; default: 256; 0 reads none"
+    report.add_argument("--max-rows", type=int, default=256, metavar="N", help=rows)
+    report.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
 
 
 def _add_demo(commands: Commands) -> None:

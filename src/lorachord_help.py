@@ -67,6 +67,11 @@ lorachord inspect runs/multilora --against runs/lora       the spectra of two, b
 lorachord inspect fused --json                             an adapter that `lorachord fuse` has made
 lorachord inspect runs/first --max-rows 0 --out arrays     without a pass over rows; arrays for numpy
 """,
+    "report": """
+lorachord report runs/first                                runs/first/report.html: open it in a browser
+lorachord report comparisons/support -o support.html
+lorachord report runs/multilora --against runs/lora --max-rows 0
+""",
 }
 """Shown below the options of a command."""
 COMPARE = """Trains each method with several learning rates and seeds at equal parameters, beside rows that
@@ -81,4 +86,8 @@ INSPECT = """Shows what each method's paper claims to see: singular values and e
 updates, overlap of the tasks' updates, experts that each task's prompts use, ThanoRA's entropies and
 ranks, the density of Concrete's masks, conflicts by layer and step, and interference of tasks. Each
 figure has its threshold and its meaning in words, and a figure that is missing has a reason.
+"""
+REPORT = """Writes one HTML page with everything in it: scores and intervals first, then training curves,
+what the adapter does, the recipe and the versions. The page needs no network, fits a phone, has a
+light and a dark theme, and a table beside each figure.
 """

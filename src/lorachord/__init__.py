@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from lorachord.data.task import Task
     from lorachord.runs.inspect import inspect
     from lorachord.runs.predictor import load
+    from lorachord.runs.report import load_comparison, report
     from lorachord.training.trainer import MultiTaskTrainer
 
 __version__ = "0.1.0"
@@ -72,6 +73,8 @@ _ON_DEMAND = {
     "Task": "lorachord.data",
     "inspect": "lorachord.runs.inspect",
     "load": "lorachord.runs.predictor",
+    "load_comparison": "lorachord.runs.report",
+    "report": "lorachord.runs.report",
 }
 """Where the names lie that are imported when they are first asked for."""
 
@@ -88,6 +91,8 @@ __all__ = [  # noqa: RUF022
     "export_lora",
     "load",
     "inspect",
+    "load_comparison",
+    "report",
     "fuse",
     "TaskVectors",
     "load_task_vectors",

@@ -200,6 +200,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
         found.save(arguments.out)
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.report import report
+
+    given = {"against": arguments.against, "max_rows": arguments.max_rows, "data_dir": arguments.data}
+    print(f"The report is in {report(arguments.of, arguments.out, **given)}.")
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from lorachord.runs.demo import demo
 
@@ -221,6 +228,7 @@ COMMANDS = {
     "export": _export,
     "fuse": _fuse,
     "inspect": _inspect,
+    "report": _report,
     "demo": _demo,
 }
 

@@ -171,15 +171,20 @@ def fusion_words(found: Mapping[str, Any], split: str) -> Iterator[str]:
         yield f"{split}, {found['method']}\n{fusion_table(found)}"
 
 
-def fusion_table(found: Mapping[str, Any]) -> str:
-    """The table of a report's scores."""
+def fusion_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of a report's scores, below a header."""
     scores = found["scores"]
     rows = [["", *found["tasks"], "mean", "worst", "xi", "distance from own adapters"]]
     for name, scored in scores.items():
         cells = [f"{scored['tasks'][task]['score']:.3f}" for task in found["tasks"]]
         sums = [f"{sum(scored[key].values()):.3f}" if scored.get(key) else "" for key in (XI, DISTANCE)]
         rows.append([name, *cells, f"{scored['mean']:.3f}", f"{scored['worst']:.3f}", *sums])
-    return table(rows)
+    return rows
+
+
+def fusion_table(found: Mapping[str, Any]) -> str:
+    """The same as text."""
+    return table(fusion_rows(found))
 
 
 def loss_table(notes: Mapping[str, Any]) -> str:

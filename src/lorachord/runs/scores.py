@@ -72,8 +72,8 @@ def _records(path: Path) -> list[Record]:
     return found
 
 
-def score_table(scores: Mapping[str, Any], constants: Mapping[str, float | None] | None = None) -> str:
-    """The table of a split's scores.
+def score_rows(scores: Mapping[str, Any], constants: Mapping[str, float | None] | None = None) -> list[list[str]]:
+    """The cells of the table of a split's scores, below a header.
 
     Args:
         constants: what one answer to everything would score, by task, to show beside; see `constants.py`. Default:
@@ -91,7 +91,12 @@ def score_table(scores: Mapping[str, Any], constants: Mapping[str, float | None]
         rows.append([*row, str(scored["examples"])])
     blank = [""] * (1 + normalised + beside)
     rows += [["mean", "", f"{scores['mean']:.3f}", *blank], ["worst", "", f"{scores['worst']:.3f}", *blank]]
-    return table(rows)
+    return rows
+
+
+def score_table(scores: Mapping[str, Any], constants: Mapping[str, float | None] | None = None) -> str:
+    """The same as text."""
+    return table(score_rows(scores, constants))
 
 
 def shown(score: float | None) -> str:

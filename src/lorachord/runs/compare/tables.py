@@ -22,14 +22,17 @@ MARKS = {Edge.INTERIOR.value: "", Edge.END.value: "e", Edge.CHANCE.value: "c", E
 def terminal(found: Result) -> str:
     """The tables and the verdict, at most 80 columns wide."""
     rows = [row for row in found["rows"] if "mean" in row]
-    parts = [table(_main(rows)), _tasks(found, rows), _notes(found, rows)]
+    parts = [table(main_rows(found)), _tasks(found, rows), _notes(found, rows)]
     parts.append("\n".join(textwrap.wrap(found["verdict"]["text"], WIDTH)))
     return "\n\n".join(part for part in parts if part)
 
 
-def _main(rows: Sequence[Result]) -> list[list[str]]:
+def main_rows(found: Result) -> list[list[str]]:
+    """The cells of the first table: a line for each row that has scores, below a header."""
     lines = [["row", "mean", "worst", "against lora", "gap", "rate", "time"]]
-    for row in rows:
+    for row in found["rows"]:
+        if "mean" not in row:
+            continue
         gap = row.get("gap_recovered")
         lines.append(
             [
@@ -76,9 +79,8 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
         if any(claim["level"] is not None for claim in found["claims"]):
             said.append("Claims: intervals are corrected for the number of claims, and so wider:")
     lines = [textwrap.fill(line, WIDTH) for line in said]
-    claims = [claim for claim in found["claims"] if claim["level"] is not None]
-    if claims:
-        lines.append(table([["claim", "difference", "visible", ""], *map(_claim, claims)]))
+    if len(claims := claim_rows(found)) > 1:
+        lines.append(table(claims))
     used = {row["edge"] for row in rows}
     meanings = {
         Edge.END.value: "e: the best rate is the last that was tried",
@@ -95,6 +97,12 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
     if found["left_out"]:
         lines.append(f"Left out to save time: {', '.join(found['left_out'])}.")
     return "\n".join(lines)
+
+
+def claim_rows(found: Result) -> list[list[str]]:
+    """The cells of the table of claims, with corrected intervals, below a header."""
+    claims = [claim for claim in found["claims"] if claim["level"] is not None]
+    return [["claim", "difference", "visible", ""], *map(_claim, claims)]
 
 
 def _options(row: Result) -> str:

@@ -65,7 +65,7 @@ def draw_task_ranks(figure: TaskRanks) -> Drawing:
     """The rank of each task in each layer."""
     names = [escaped(task, 14) for task in figure.tasks]
     most = float(figure.ranks.max())
-    data = [heat(figure.ranks, low=0, high=most, legend="rank"]
+    data = [heat(figure.ranks, low=0, high=most, legend="rank")]
     return made(figure, data, by_layer(figure.layers, names))
 
 
