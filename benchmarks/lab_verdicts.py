@@ -29,6 +29,7 @@ def recipe(k: int, draw: int) -> Any:
             "tasks": {"lab": {"name": "lab-contradiction", "k": k, "num_tasks": 4, "seed": draw}},
             "method": {"name": "lora", "r": 8},
             "training": {"max_steps": 60, "batch_size": 32, "learning_rate": 3e-3},
+            "evaluation": {"max_rows": 200},
         }
     )
 
