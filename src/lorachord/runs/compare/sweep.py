@@ -68,7 +68,7 @@ class SweepFolder:
             raise ValueError(
                 f"{self.path} holds a comparison of another plan:\n  "
                 + "\n  ".join(differing[:10])
-                + "\nName a new folder by --out, or repeat the first command; methods, seeds and claims may be added to it."
+                + "\nName a new folder by --out, or repeat the first command; methods, seeds and claims may be added."
             )
         state = self.load(plan)
         if saved != wanted:
