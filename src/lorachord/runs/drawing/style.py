@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def plain(values: Any) -> Any:
     """Arrays as lists of numbers with few digits, and None for what is not finite."""
     if isinstance(values, (list, tuple)):
         return [plain(value) for value in values]
-    if isinstance(values, np.ndarray):
+    if isinstance(values, (np.ndarray, np.generic)):
         return plain(values.tolist())
     if isinstance(values, float):
         return float(f"{values:.5g}") if math.isfinite(values) else None
@@ -71,7 +71,7 @@ def base_layout(colours: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def line(name: str, x: Sequence[Any], y: Sequence[Any], at: int = 0) -> dict[str, Any]:
+def line(name: str, x: Iterable[Any], y: Iterable[Any], at: int = 0) -> dict[str, Any]:
     """A line with its points.
 
     Args:
@@ -85,16 +85,10 @@ def line(name: str, x: Sequence[Any], y: Sequence[Any], at: int = 0) -> dict[str
     return merged(made, look)
 
 
-def points(name: str, x: Sequence[Any], y: Sequence[Any], at: int = 0) -> dict[str, Any]:
+def points(name: str, x: Iterable[Any], y: Iterable[Any], at: int = 0) -> dict[str, Any]:
     """Points without a line; arguments as `line`."""
     own = {"mode": "markers", "marker": {"size": 10, "color": COLOURS[at % len(COLOURS)]}}
     return merged(line(name, x, y, at), own)
-
-
-def bars(name: str, x: Sequence[Any], y: Sequence[Any], at: int = 0) -> dict[str, Any]:
-    """Upright bars; arguments as `line`."""
-    colour = {"color": COLOURS[at % len(COLOURS)]}
-    return {"type": "bar", "name": escaped(name), "x": list(x), "y": plain(list(y)), "marker": colour}
 
 
 def heat(values: Any, *, low: float, high: float, legend: str, shown: bool = False) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def draw_differences(found: Result) -> Drawing | None:
         words = "One seed was run, so differences have no interval."
     meaning = (
         f"Right of 0 a row is ahead of joint LoRA. Differences within the grey band, {effect:g} to either side, are "
-        "too small to matter. The verdict rests on the corrected intervals, which are wider, because several claims are "
-        "tested at once."
+        "too small to matter. The verdict rests on the corrected intervals, which are wider, because several claims "
+        "are tested at once."
     )
     rows_ = claim_rows(found) if claims else main_rows(found)
     return Drawing("differences", "Differences from joint LoRA", words, meaning, rows_, data, layout)

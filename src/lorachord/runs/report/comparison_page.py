@@ -20,7 +20,8 @@ BOTH = ("costs", "task_scores", "transfer")
 """Drawings of scores and costs."""
 MARKS = (
     "± is half of a 95 % interval, * marks one that leaves out 0. After a rate: e, the best is the last that was "
-    "tried; c, at chance with every rate; g, the one rate that was given. Gap: the share of single's lead that a row recovers."
+    "tried; c, at chance with every rate; g, the one rate that was given. Gap: the share of single's lead that a row "
+    "recovers."
 )
 
 
