@@ -14,8 +14,8 @@ from lorachord.runs.compare.ladder import Edge
 
 Result = Mapping[str, Any]
 WIDTH = 80
-NAMES = 22
-"""Columns of a row's name at most."""
+NAMES, CLAIMS = 22, 34
+"""Columns of a row's name, and of a claim's two, at most."""
 MARKS = {Edge.INTERIOR.value: "", Edge.END.value: "e", Edge.CHANCE.value: "c", Edge.GIVEN.value: "g"}
 
 
@@ -27,8 +27,12 @@ def terminal(found: Result) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def main_rows(found: Result) -> list[list[str]]:
-    """The cells of the first table: a line for each row that has scores, below a header."""
+def main_rows(found: Result, width: int = NAMES) -> list[list[str]]:
+    """The cells of the first table: a line for each row that has scores, below a header.
+
+    Args:
+        width: of a row's name at most. Default: as a terminal has room for.
+    """
     lines = [["row", "mean", "worst", "against lora", "gap", "rate", "time"]]
     for row in found["rows"]:
         if "mean" not in row:
@@ -36,7 +40,7 @@ def main_rows(found: Result) -> list[list[str]]:
         gap = row.get("gap_recovered")
         lines.append(
             [
-                _cut(row["name"]),
+                _cut(row["name"], width),
                 f"{row['mean']:.3f}",
                 f"{row['worst']:.3f}",
                 _difference(row.get("difference")),
@@ -99,10 +103,10 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def claim_rows(found: Result) -> list[list[str]]:
-    """The cells of the table of claims, with corrected intervals, below a header."""
+def claim_rows(found: Result, width: int = CLAIMS) -> list[list[str]]:
+    """The cells of the table of claims, with corrected intervals, below a header; `width` as `main_rows`."""
     claims = [claim for claim in found["claims"] if claim["level"] is not None]
-    return [["claim", "difference", "visible", ""], *map(_claim, claims)]
+    return [["claim", "difference", "visible", ""], *(_claim(claim, width) for claim in claims)]
 
 
 def _options(row: Result) -> str:
@@ -111,10 +115,10 @@ def _options(row: Result) -> str:
     return f"{row['method']['name']} with {', '.join(options)}" if options else f"{row['method']['name']} as it is"
 
 
-def _claim(claim: Result) -> list[str]:
+def _claim(claim: Result, width: int = CLAIMS) -> list[str]:
     state = "different" if claim["different"] else "not different"
     interval = f"{claim['value']:+.3f} ± {claim['half_width']:.3f}"
-    return [_cut(f"{claim['first']} : {claim['second']}", 34), interval, f"{claim['smallest']:.3f}", state]
+    return [_cut(f"{claim['first']} : {claim['second']}", width), interval, f"{claim['smallest']:.3f}", state]
 
 
 def _difference(found: Result | None) -> str:

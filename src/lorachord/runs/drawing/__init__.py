@@ -12,13 +12,14 @@ the pieces that several drawings share: maps (`heat`), lines, names of layers th
 """
 
 from lorachord.runs.drawing.drawing import Drawing, Frames, show
-from lorachord.runs.drawing.style import COLOURS, by_layer, escaped, heat, layer_axis, line, plain, points
+from lorachord.runs.drawing.style import COLOURS, by_layer, column_axis, escaped, heat, layer_axis, line, plain, points
 
 __all__ = [
     "COLOURS",
     "Drawing",
     "Frames",
     "by_layer",
+    "column_axis",
     "escaped",
     "heat",
     "layer_axis",

@@ -97,4 +97,4 @@ def _slider(frames: Frames) -> dict[str, Any]:
         {"label": label, "method": "restyle", "args": [{"z": [values]}, [0]]}
         for label, values in zip(frames.labels, frames.values, strict=True)
     ]
-    return {"active": 0, "currentvalue": {"prefix": f"{frames.of} "}, "pad": {"t": 40}, "steps": steps}
+    return {"active": 0, "currentvalue": {"prefix": f"{frames.of}: "}, "pad": {"t": 40}, "steps": steps}

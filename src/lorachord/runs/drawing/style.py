@@ -12,20 +12,25 @@ import numpy as np
 COLOURS = ("#3b82c4", "#e07b39", "#2a9d74", "#c05aa8", "#b8962e", "#d1495b", "#5f8a8b", "#8d7bd6")
 """Of tasks and rows; each can be seen on white and on black."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-DIVERGING = [[0.0, "#b2182b"], [0.25, "#ee9f80"], [0.5, "#f4f4f4"], [0.75, "#83b7d9"], [1.0, "#2166ac"]]
+DIVERGING = [[0.0, "#e0705f"], [0.25, "#efb3a6"], [0.5, "#f4f4f4"], [0.75, "#b4d2ec"], [1.0, "#5a9bd4"]]
 """Red below 0, blue above."""
-SEQUENTIAL = [[0.0, "#f1f5f9"], [0.35, "#9fc5e4"], [0.7, "#3b82c4"], [1.0, "#0d3b6e"]]
+SEQUENTIAL = [[0.0, "#f4f6f9"], [0.5, "#b4d2ec"], [1.0, "#4f93cf"]]
+"""Light enough for dark numbers on them, in both themes."""
+DARK = "#10181f"
 LIGHT = {"text": "#1c2733", "ground": "#ffffff", "lines": "#d5dce4"}
 """Colours of a light page; `page.css` has these and the dark ones."""
 WIDEST = 26
 """Letters of a name on an axis or in a legend."""
+LAYER_NAME = 28
+"""Letters of a layer's name."""
 LOWEST, HIGHEST, LAYER = 220, 760, 15
 """Pixels: of a map with few and with many layers, and of one layer."""
 
 
 def escaped(text: str, width: int = WIDEST) -> str:
-    """A user's text as Plotly shows it letter by letter, cut to a width."""
-    return html.escape(text if len(text) <= width else f"{text[: width - 1]}…", quote=False)
+    """A user's text as Plotly shows it letter by letter, without its middle where it is wider; names differ at ends."""
+    head, tail = width // 2, width - width // 2 - 1
+    return html.escape(text if len(text) <= width else f"{text[:head]}…{text[-tail:]}", quote=False)
 
 
 def plain(values: Any) -> Any:
@@ -101,7 +106,7 @@ def heat(values: Any, *, low: float, high: float, legend: str, shown: bool = Fal
         shown: write the numbers into the cells.
     """
     bar = {"title": {"text": legend, "side": "top"}, "thickness": 10, "orientation": "h", "y": 1.0, "yanchor": "bottom"}
-    text = {"texttemplate": "%{z:.2f}"} if shown else {}
+    text = {"texttemplate": "%{z:.2f}", "textfont": {"color": DARK}} if shown else {}
     return {
         "type": "heatmap",
         "z": plain(values),
@@ -123,7 +128,7 @@ def layer_axis(layers: Sequence[str]) -> dict[str, Any]:
     at = list(range(0, len(names), step))
     return {
         "tickvals": at,
-        "ticktext": [escaped(names[place], 30) for place in at],
+        "ticktext": [escaped(names[place], LAYER_NAME) for place in at],
         "range": [len(names) - 0.5, -0.5],
         "tickfont": {"size": 10},
         "showgrid": False,
@@ -134,15 +139,26 @@ def layer_axis(layers: Sequence[str]) -> dict[str, Any]:
 def by_layer(layers: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
     """The layout of a map with a row a layer, and named columns."""
     height = min(HIGHEST, max(LOWEST, LAYER * len(layers) + 130))
-    x = {"tickvals": list(range(len(columns))), "ticktext": [*columns], "showgrid": False, "zeroline": False}
-    return {"height": height, "yaxis": layer_axis(layers), "xaxis": x, "margin": {"t": 64}}
+    return {"height": height, "yaxis": layer_axis(layers), "xaxis": column_axis(columns)}
+
+
+def column_axis(columns: Sequence[str]) -> dict[str, Any]:
+    """The x axis of a map, with names that turn where they have no room."""
+    ticks = {"tickvals": list(range(len(columns))), "ticktext": [*columns], "autotickangles": [0, -45, -90]}
+    return {**ticks, "ticklabeloverflow": "allow", "showgrid": False, "zeroline": False}
 
 
 def _short_names(layers: Sequence[str]) -> list[str]:
-    """Names without the modules that all begin with; their end where they are still long."""
+    """Names without the modules that all begin with, nor their first ones where they are still long."""
     parts = [layer.split(".") for layer in layers]
-    common = 0
-    while all(len(part) > common + 1 and part[common] == parts[0][common] for part in parts):
-        common += 1
-    names = [".".join(part[common:]) for part in parts]
-    return [name if len(name) <= 30 else f"…{name[-29:]}" for name in names]
+    while all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
+        parts = [part[1:] for part in parts]
+    return [_ending(part) for part in parts]
+
+
+def _ending(modules: list[str]) -> str:
+    kept = list(modules)
+    while len(kept) > 1 and len(".".join(kept)) > LAYER_NAME - 2:
+        kept = kept[1:]
+    name = ".".join(kept)
+    return name if len(kept) == len(modules) else f"… {name}"

@@ -29,7 +29,7 @@ def draw_conflicts(figure: Conflicts) -> Drawing:
     seen = figure.by_pair[np.isfinite(figure.by_pair)]
     end = float(max(0.1, np.abs(seen).max(initial=0)))
     data = [heat(values[0], low=-end, high=end, legend="cosine of gradients")]
-    layout = merged(by_layer(figure.layers, columns), {"xaxis": {"tickangle": 0 if len(pairs) < 3 else -45}})
+    layout = by_layer(figure.layers, columns)
     rows = figure.rows()
     if not few:
         rows += [[f"task {at + 1}", task, "", ""] for at, task in enumerate(figure.tasks)]
@@ -61,20 +61,19 @@ def draw_routing(figure: Routing) -> Drawing:
         heat(usage[0], low=0, high=1, legend="share of choices")
         | {"text": hover * len(figure.layers), "hovertemplate": "%{text}: %{z:.2f}<extra></extra>"}
     ]
-    frames = Frames("of the", figure.groups, tuple(usage)) if len(figure.groups) > 1 else None
+    frames = Frames("router", figure.groups, tuple(usage)) if len(figure.groups) > 1 else None
     return made(figure, data, layout, frames=frames)
 
 
 def draw_interference(figure: Interference) -> Drawing:
     """What a step for the row's task is worth to the column's."""
     names = [escaped(task, 14) for task in figure.tasks]
-    layout = merged(square(names), {"yaxis": {"title": {"text": "a step for"}}, "xaxis": {"title": {"text": "helps"}}})
     data = [heat(figure.values, low=-1, high=1, legend="worth of the step", shown=len(names) <= 8)]
     rows = [["step for", *figure.tasks]]
     rows += [
         [task, *(number(float(value)) for value in own)] for task, own in zip(figure.tasks, figure.values, strict=True)
     ]
-    return made(figure, data, layout, rows=rows)
+    return made(figure, data, square(names), rows=rows)
 
 
 def _side_by_side(figure: Routing) -> Array:

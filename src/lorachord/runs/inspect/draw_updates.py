@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lorachord.runs.drawing import Drawing, Frames, by_layer, escaped, heat, line, plain, points
+from lorachord.runs.drawing import Drawing, Frames, by_layer, column_axis, escaped, heat, line, plain, points
 from lorachord.runs.drawing.style import layer_axis, merged
 from lorachord.runs.inspect.entropies import TaskRanks
 from lorachord.runs.inspect.figure import Array, Figure, Rows, mean
@@ -38,7 +38,7 @@ def draw_spectra(figure: Spectra) -> Drawing:
         "xaxis": {"title": {"text": "direction, strongest first"}, "dtick": max(1, len(directions) // 8)},
         "yaxis": {"title": {"text": "share of energy"}, "rangemode": "tozero"},
         "shapes": [threshold(y=DOMINATED)],
-        "showlegend": True,
+        "showlegend": len(figure.owners) > 1,
     }
     return made(figure, data, layout)
 
@@ -58,7 +58,7 @@ def draw_overlap(figure: Overlap) -> Drawing:
     values = plain(mean(figure.shares, axis=0))
     names = [escaped(task, 14) for task in figure.tasks]
     data = [heat(values[0], low=0, high=1, legend="overlap", shown=len(names) <= 8)]
-    return made(figure, data, square(names), frames=Frames("side of the", SIDES, tuple(values)))
+    return made(figure, data, square(names), frames=Frames("side", SIDES, tuple(values)))
 
 
 def draw_task_ranks(figure: TaskRanks) -> Drawing:
@@ -83,10 +83,9 @@ def rows_of_layers(layers: Sequence[str]) -> dict[str, Any]:
 
 def square(names: list[str]) -> dict[str, Any]:
     """The layout of a map of tasks against tasks, the first at the top left."""
-    places: dict[str, Any] = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False}
-    down = {**places, "range": [len(names) - 0.5, -0.5], "zeroline": False}
-    height = max(260, 36 * len(names) + 160)
-    return {"xaxis": {**places, "zeroline": False}, "yaxis": down, "height": height, "margin": {"t": 64}}
+    down = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False, "zeroline": False}
+    axes = {"xaxis": column_axis(names), "yaxis": {**down, "range": [len(names) - 0.5, -0.5]}}
+    return {**axes, "height": max(240, 36 * len(names) + 140)}
 
 
 def threshold(x: float | None = None, y: float | None = None) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from lorachord.runs.drawing import Drawing, escaped, heat, line, points
 from lorachord.runs.drawing.style import merged
 
 Result = Mapping[str, Any]
+WHOLE = 200
+"""Letters of a name in a table of a page."""
 GREY = "#8a94a0"
 
 
@@ -43,8 +45,8 @@ def draw_differences(found: Result) -> Drawing | None:
         "too small to matter. The verdict rests on the corrected intervals, which are wider, because several claims "
         "are tested at once."
     )
-    rows_ = claim_rows(found) if claims else main_rows(found)
-    return Drawing("differences", "Differences from joint LoRA", words, meaning, rows_, data, layout)
+    table = claim_rows(found, WHOLE) if claims else main_rows(found, WHOLE)
+    return Drawing("differences", "Differences from joint LoRA", words, meaning, table, data, layout)
 
 
 def draw_task_scores(found: Result) -> Drawing | None:
@@ -94,13 +96,8 @@ def draw_transfer(found: Result) -> Drawing | None:
     end = max(0.05, *(abs(value) for own in values for value in own))
     data = [heat(_numbers(values), low=-end, high=end, legend="difference", shown=len(tasks) <= 8)]
     names = [row["name"] for row in rows]
-    visible = [(row["name"], task) for row in rows for task in tasks if row["transfer"][task]["different"]]
-    shown = ", ".join(f"{name} on {task}" for name, task in visible[:6])
-    words = (
-        f"The interval leaves out 0 for {shown}{', ...' if len(visible) > 6 else ''}."
-        if visible
-        else ("Every interval holds 0: no transfer between tasks is seen.")
-    )
+    visible = sum(row["transfer"][task]["different"] for row in rows for task in tasks)
+    words = f"{visible} of {len(rows) * len(tasks)} differences have an interval that leaves out 0."
     cells = [["row", *tasks]]
     cells += [[row["name"], *(_interval(row["transfer"][task]) for task in tasks)] for row in rows]
     meaning = "Blue: the task gains by training with the others. Red: it loses. `single` is a LoRA for each task alone."
@@ -121,7 +118,9 @@ def draw_rates(found: Result) -> Drawing | None:
         cells.append([row["name"], tried, "-" if row["rate"] is None else f"{row['rate']:g}"])
     words = "; ".join(f"{row[0]} takes {row[2]}" for row in cells[1:]) + "."
     meaning = "Each row has its own rate, chosen on val with the first seed. A best rate at an end may not be the best."
-    x = {"title": {"text": "learning rate"}, "type": "log", "dtick": 1}
+    tried_by_any = sorted({float(rate) for row in rows for rate in row["rates"]})
+    ticks = {"tickvals": tried_by_any, "ticktext": [f"{rate:g}" for rate in tried_by_any]}
+    x = {"title": {"text": "learning rate"}, "type": "log", **ticks}
     layout = {"xaxis": x, "yaxis": {"title": {"text": "mean on val"}}, "height": 400, "showlegend": True}
     return Drawing("rates", "How each learning rate was chosen", words, meaning, cells, data, layout)
 

@@ -10,6 +10,7 @@ from lorachord.runs.compare.tables import claim_rows, columns, main_rows
 from lorachord.runs.compare.trial import Trial
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.report.comparison import PLAN, Comparison, load_comparison
+from lorachord.runs.report.comparison_drawings import WHOLE
 from lorachord.runs.report.contents import Block, Listing, Page, Section, Table, Words, or_words
 from lorachord.runs.report.curves import Curve, curves_of, draw_curves
 from lorachord.runs.report.run_page import recipe_and_versions
@@ -59,11 +60,11 @@ def _drawn(drawings: Mapping[str, Any], name: str, otherwise: str) -> list[Block
 
 
 def _tables(result: Mapping[str, Any]) -> list[Block]:
-    rows = main_rows(result)
+    rows = main_rows(result, WHOLE)
     if len(rows) == 1:
         return [Words("No row is finished.")]
     blocks: list[Block] = [Table("Means over seeds; differences from joint LoRA", rows), Words(MARKS)]
-    claims = claim_rows(result)
+    claims = claim_rows(result, WHOLE)
     if len(claims) > 1:
         blocks.append(Table("Claims, with intervals corrected for their number", claims))
     header, cells = columns(result)

@@ -13,6 +13,8 @@ from lorachord.runs.folder import RunFolder
 Curve = tuple[list[int], list[float]]
 """Steps, and the values at these."""
 LOG = "log.jsonl"
+FEW = 4
+"""Curves at most whose ends are all told."""
 DOTTED = 30
 """Points at most of a line that shows each of them."""
 
@@ -83,10 +85,18 @@ def draw_curves(name: str, title: str, what: str, curves: Mapping[str, Curve], m
         data.append(
             line(of, steps, values, at) if len(steps) <= 30 else {**line(of, steps, values, at), "mode": "lines"}
         )
-    ends = "; ".join(f"{of} {values[0]:.3f} to {values[-1]:.3f}" for of, (_, values) in list(curves.items())[:8])
-    words = f"From the first to the last logged step the {what} goes: {ends}{'; ...' if len(curves) > 8 else ''}."
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": what}}, "showlegend": True}
-    return Drawing(name, title, words, meaning, rows, data, layout)
+    return Drawing(name, title, _ends(curves, what), meaning, rows, data, layout)
+
+
+def _ends(curves: Mapping[str, Curve], what: str) -> str:
+    """Where the curves end: all of them, or of many the lowest and the highest."""
+    last = {of: values[-1] for of, (_, values) in curves.items()}
+    if len(curves) <= FEW:
+        ends = ", ".join(f"of {of} from {values[0]:.3f} to {values[-1]:.3f}" for of, (_, values) in curves.items())
+        return f"From the first to the last logged step the {what} goes: {ends}."
+    low, high = min(last, key=lambda of: last[of]), max(last, key=lambda of: last[of])
+    return f"At the end {low} has the lowest {what}, {last[low]:.3f}, and {high} the highest, {last[high]:.3f}."
 
 
 def _curve(log: Sequence[Mapping[str, Any]], key: str) -> Curve:

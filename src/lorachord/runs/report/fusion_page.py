@@ -79,11 +79,12 @@ def _coefficients(found: Mapping[str, Any]) -> list[Block]:
         flat = [value for own in values for value in own]
         # One number for a task, or for all tasks, is a column all the same.
         columns = [escaped(task, 14) for task in tasks] if len(values[0]) == len(tasks) else [""]
-        low = min(0.0, *flat) if min(flat) < 0 else 0.0
-        end = max(abs(value) for value in flat) or 1.0
-        data = [heat(values, low=-end if low < 0 else 0.0, high=end, legend="coefficient")]
         rows = [["layer", *(tasks if len(columns) > 1 else ["coefficient"])]]
         rows += [[layer, *(f"{value:.4f}" for value in own)] for layer, own in coefficients.items()]
+        # Coefficients of one sign are near each other; those of both have their middle at 0.
+        end = max(abs(value) for value in flat)
+        low, high = (min(flat), max(flat)) if min(flat) >= 0 else (-end, end)
+        data = [heat(values, low=low, high=max(high, low + 1e-6), legend="coefficient")]
         words = f"The coefficients lie between {min(flat):.3f} and {max(flat):.3f}."
         meaning = "How much of a task's update the fused one takes in each layer."
         told = "coefficients", "Coefficients by layer", words, meaning

@@ -84,7 +84,7 @@ def _section(section: Section) -> str:
 def _block(block: Block) -> str:
     if isinstance(block, Words):
         looks = ' class="lead"' if block.leads else ""
-        return f"<p{looks}>{_text(block.text)}</p>\n"
+        return f"<p{looks}>{_prose(block.text)}</p>\n"
     if isinstance(block, Listing):
         pre = f'<pre tabindex="0">{_text(block.text)}</pre>'
         return f"<details><summary>{_text(block.caption)}</summary>{pre}</details>\n"
@@ -101,11 +101,11 @@ def _figure(drawing: Drawing) -> str:
     if drawing.frames is not None:
         frames = drawing.frames
         slider = (
-            f'<div class="slider"><label for="{name}-slider">{_text(frames.of)} <output id="{name}-at">'
+            f'<div class="slider"><label for="{name}-slider">{_text(frames.of)}: <output id="{name}-at">'
             f'{_text(frames.labels[0])}</output></label><input type="range" id="{name}-slider" min="0" '
             f'max="{len(frames.labels) - 1}" value="0" aria-valuetext="{_text(frames.labels[0])}" disabled></div>'
         )
-    meaning = f'<p class="meaning">{_text(drawing.meaning)}</p>' if drawing.meaning else ""
+    meaning = f'<p class="meaning">{_prose(drawing.meaning)}</p>' if drawing.meaning else ""
     return (
         f'<figure aria-labelledby="{name}-title" aria-describedby="{name}-words" data-drawing="{name}">\n'
         f'<h3 id="{name}-title">{title}</h3>\n<p id="{name}-words">{_text(drawing.words)}</p>\n{slider}'
@@ -126,6 +126,11 @@ def _table(caption: str, rows: Any) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="{told}"><table><caption>{told}</caption>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
     )
+
+
+def _prose(text: str) -> str:
+    """Text in which names of commands and options stand between backticks."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", _text(text))
 
 
 def _text(text: str) -> str:

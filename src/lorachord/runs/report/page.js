@@ -9,12 +9,15 @@
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
 
   // The colours of the page, which Plotly does not read from the style sheet.
-  const themed = (layout) => {
+  const themed = (layout, count) => {
     const style = getComputedStyle(root);
     const [text, ground, lines] = ["--text", "--ground", "--lines"].map((name) => style.getPropertyValue(name).trim());
     const axis = (own) => ({ ...own, gridcolor: lines, zerolinecolor: lines });
+    // On a narrow page each name of a legend has a line of its own.
+    const legend = narrow() && layout.showlegend ? 15 * count : 0;
     return {
       ...layout,
+      height: layout.height + legend,
       font: { ...layout.font, color: text, size: narrow() ? 11 : 12 },
       paper_bgcolor: ground,
       plot_bgcolor: ground,
@@ -28,7 +31,7 @@
     const place = figure.querySelector(".plot");
     const drawing = drawings[place.id];
     const own = { place, drawing, data: drawing.data };
-    const draw = () => Plotly.react(place, own.data, themed(drawing.layout), { displayModeBar: false, responsive: true });
+    const draw = () => Plotly.react(place, own.data, themed(drawing.layout, own.data.length), { displayModeBar: false, responsive: true });
     own.draw = draw;
     plots.push(own);
     draw();
