@@ -1,4 +1,4 @@
-"""The demo: four generated tasks that contradict each other, trained alone and together, and one exported.
+"""The demo: four generated tasks that contradict each other, trained alone and together; one exported, and shown.
 
 What to expect is known in advance (see `data/lab.py`): each task alone reaches 1; a model that is not told the task
 has a mean of at most 1 - k/2; one that is told reaches 1.
@@ -19,6 +19,7 @@ from lorachord.runs import peft_only
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe, recipe_from
+from lorachord.runs.report import NAME, report
 from lorachord.runs.train import train
 from lorachord.runs.use import export_run
 
@@ -47,7 +48,7 @@ def demo_recipe(row: str, k: float) -> Recipe:
 
 
 def demo(out: str | Path, *, force: bool = False) -> None:
-    """Train, print a table, export a plain LoRA and use it in a process that has PEFT alone.
+    """Train, print a table, export a plain LoRA, use it in a process that has PEFT alone, and write a report.
 
     Args:
         out: the folder for the runs. Runs that it holds already are not made again.
@@ -72,6 +73,9 @@ def demo(out: str | Path, *, force: bool = False) -> None:
             rows.append([row, *(f"{value:.3f}" for value in values)])
         print(f"k = {k:g}; without the task, no mean can expect more than {1 - k / 2:g}\n{table(rows)}\n", flush=True)
     _use_exported(out)
+    rows = {row: _path(out, row, SHARES[-1]) for row in ("mtl_lora", "lora")}
+    page = report(rows["mtl_lora"], out / NAME, against=rows["lora"], max_rows=64)
+    print(f"\nOne page shows what MTL-LoRA has learned at k = {SHARES[-1]:g}; open it in a browser: {page.absolute()}")
 
 
 def _path(out: Path, row: str, k: float) -> Path:

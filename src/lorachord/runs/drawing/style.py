@@ -143,9 +143,9 @@ def by_layer(layers: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def column_axis(columns: Sequence[str]) -> dict[str, Any]:
-    """The x axis of a map, with names that turn where they have no room."""
-    ticks = {"tickvals": list(range(len(columns))), "ticktext": [*columns], "autotickangles": [0, -45, -90]}
-    return {**ticks, "ticklabeloverflow": "allow", "showgrid": False, "zeroline": False}
+    """The x axis of a map, with a name at each column; a page turns names that have no room."""
+    ticks = {"tickvals": list(range(len(columns))), "ticktext": [*columns], "tickangle": 0}
+    return {**ticks, "showgrid": False, "zeroline": False}
 
 
 def _short_names(layers: Sequence[str]) -> list[str]:

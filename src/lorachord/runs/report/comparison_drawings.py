@@ -144,10 +144,8 @@ def _row_axis(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _map_layout(names: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
-    x = {"tickvals": list(range(len(tasks))), "ticktext": [escaped(task, 14) for task in tasks], "showgrid": False}
-    return merged(
-        _row_axis(names), {"xaxis": {**x, "zeroline": False}, "yaxis": {"showgrid": False}, "margin": {"t": 64}}
-    )
+    own = {"xaxis": column_axis([escaped(task, 14) for task in tasks]), "yaxis": {"showgrid": False}}
+    return merged(_row_axis(names), own)
 
 
 def _numbers(values: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

@@ -9,19 +9,23 @@
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
 
   // The colours of the page, which Plotly does not read from the style sheet.
-  const themed = (layout, count) => {
+  const themed = (layout, count, room) => {
     const style = getComputedStyle(root);
     const [text, ground, lines] = ["--text", "--ground", "--lines"].map((name) => style.getPropertyValue(name).trim());
+    // Names below the columns of a map stand upright where they have no room side by side.
+    const names = layout.xaxis.ticktext ?? [];
+    const fit = Math.max(0, ...names.map((name) => name.length)) * 7 * names.length < room - 190;
+    const turned = layout.xaxis.tickangle === 0 && !fit ? { tickangle: -90 } : {};
     const axis = (own) => ({ ...own, gridcolor: lines, zerolinecolor: lines });
     // On a narrow page each name of a legend has a line of its own.
     const legend = narrow() && layout.showlegend ? 15 * count : 0;
     return {
       ...layout,
-      height: layout.height + legend,
+      height: layout.height + legend + (turned.tickangle ? 60 : 0),
       font: { ...layout.font, color: text, size: narrow() ? 11 : 12 },
       paper_bgcolor: ground,
       plot_bgcolor: ground,
-      xaxis: axis(layout.xaxis),
+      xaxis: { ...axis(layout.xaxis), ...turned },
       yaxis: axis(layout.yaxis),
     };
   };
@@ -31,7 +35,7 @@
     const place = figure.querySelector(".plot");
     const drawing = drawings[place.id];
     const own = { place, drawing, data: drawing.data };
-    const draw = () => Plotly.react(place, own.data, themed(drawing.layout, own.data.length), { displayModeBar: false, responsive: true });
+    const draw = () => Plotly.react(place, own.data, themed(drawing.layout, own.data.length, place.clientWidth), { displayModeBar: false, responsive: true });
     own.draw = draw;
     plots.push(own);
     draw();
