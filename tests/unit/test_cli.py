@@ -63,7 +63,20 @@ def test_the_help_of_fuse_names_every_method(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "command",
-    ["methods", "tasks", "runs", "check", "train", "evaluate", "compare", "predict", "merge", "export", "fuse"],
+    [
+        "methods",
+        "tasks",
+        "runs",
+        "check",
+        "train",
+        "evaluate",
+        "compare",
+        "predict",
+        "merge",
+        "export",
+        "fuse",
+        "report",
+    ],
 )
 def test_the_help_of_a_command_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = lorachord_cli.build_parser()

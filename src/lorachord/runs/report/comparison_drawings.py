@@ -7,7 +7,7 @@ from typing import Any
 
 from lorachord.runs.compare.compared_rows import REFERENCE
 from lorachord.runs.compare.tables import claim_rows, main_rows
-from lorachord.runs.drawing import Drawing, escaped, heat, line, points
+from lorachord.runs.drawing import Drawing, column_axis, escaped, heat, line, points
 from lorachord.runs.drawing.style import merged
 
 Result = Mapping[str, Any]

@@ -70,5 +70,6 @@
     redraw();
   });
   prefersDark.addEventListener("change", redraw);
+  window.matchMedia("(max-width: 639px)").addEventListener("change", redraw);
   redraw();
 })();
