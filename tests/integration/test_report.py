@@ -150,7 +150,7 @@ def test_the_slider_moves_the_map_by_key(
     found = lc.inspect(folders["surgery"], max_rows=0)["conflicts"]
     assert isinstance(found, Conflicts)
     seen = Seen(browser, pages["surgery"])
-    slider = seen.page.get_by_label("step")
+    slider = seen.page.get_by_role("slider", name="step")
     slider.focus()
     for at, step in enumerate(found.steps):
         shown = np.array(seen("document.getElementById('conflicts').data[0].z"), dtype=float)
@@ -182,15 +182,18 @@ def test_figures_have_the_numbers_of_the_files(folders: dict[str, Path]) -> None
     assert line["y"] == pytest.approx(np.nanmean(found["spectra"].shares[0], axis=0), rel=1e-3)  # type: ignore[attr-defined]
 
 
-def test_inspections_and_comparisons_show_their_figures_in_a_notebook(folders: dict[str, Path]) -> None:
-    capture = pytest.importorskip("IPython.utils.capture", reason="notebooks need IPython")
+def test_inspections_and_comparisons_show_their_figures_in_a_notebook(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("IPython.display", reason="notebooks need IPython")
     for shown in (lc.inspect(folders["surgery"], max_rows=0), lc.load_comparison(folders["compared"])):
-        with capture.capture_output() as captured:
-            shown._ipython_display_()
-        assert captured.stdout
-        assert len(captured.outputs) == len(shown.drawings)
-        for output, drawing in zip(captured.outputs, shown.drawings.values(), strict=True):
-            bundle = output.data
+        displayed: list[Any] = []
+        monkeypatch.setattr("IPython.display.display", displayed.append)
+        shown._ipython_display_()
+        assert displayed == list(shown.drawings.values())
+        assert "lora" in capsys.readouterr().out
+        for drawing in displayed:
+            bundle = drawing._repr_mimebundle_(include=None, exclude=None)
             assert bundle["application/vnd.plotly.v1+json"]["data"]
             assert drawing.words in bundle["text/plain"]
             assert "<img" not in bundle["text/html"]
