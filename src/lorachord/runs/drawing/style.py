@@ -105,7 +105,14 @@ def heat(values: Any, *, low: float, high: float, legend: str, shown: bool = Fal
         legend: of the colours.
         shown: write the numbers into the cells.
     """
-    bar = {"title": {"text": legend, "side": "top"}, "thickness": 10, "orientation": "h", "y": 1.0, "yanchor": "bottom"}
+    bar = {
+        "title": {"text": legend, "side": "top"},
+        "thickness": 10,
+        "nticks": 4,
+        "orientation": "h",
+        "y": 1.0,
+        "yanchor": "bottom",
+    }
     text = {"texttemplate": "%{z:.2f}", "textfont": {"color": DARK}} if shown else {}
     return {
         "type": "heatmap",
