@@ -73,8 +73,8 @@ def demo(out: str | Path, *, force: bool = False) -> None:
             rows.append([row, *(f"{value:.3f}" for value in values)])
         print(f"k = {k:g}; without the task, no mean can expect more than {1 - k / 2:g}\n{table(rows)}\n", flush=True)
     _use_exported(out)
-    rows = {row: _path(out, row, SHARES[-1]) for row in ("mtl_lora", "lora")}
-    page = report(rows["mtl_lora"], out / NAME, against=rows["lora"], max_rows=64)
+    told, untold = (_path(out, row, SHARES[-1]) for row in ("mtl_lora", "lora"))
+    page = report(told, out / NAME, against=untold, max_rows=64)
     print(f"\nOne page shows what MTL-LoRA has learned at k = {SHARES[-1]:g}; open it in a browser: {page.absolute()}")
 
 
