@@ -14,9 +14,10 @@ They need TRL: `pip install "lorachord[trl]"`. docs/trl.md has a whole script.
 >>> words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
 >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
 >>> sizes = dict(vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+>>> settings = dict(max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True)
 >>> trainer = MultiTaskSFTTrainer(
 ...     transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)),
-...     trl.SFTConfig(tempfile.mkdtemp(), max_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True),
+...     trl.SFTConfig(tempfile.mkdtemp(), **settings),
 ...     processing_class=tokenizer,
 ...     train_dataset={
 ...         "answers": Dataset.from_list([{"prompt": "red ", "completion": "red"}] * 8),

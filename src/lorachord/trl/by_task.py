@@ -158,7 +158,7 @@ class SetsByTask(StepsByTask):
         for name, rows in sets.items():
             if not len(rows):
                 raise ValueError(
-                    f"Task {name!r} has no row left with a token to learn: raise max_length ({args.max_length})."
+                    f"Task {name!r} has no row with a token to learn within max_length {args.max_length}: raise it."
                 )
         merged = self.merged(sets, args)
         self.mix(merged, self._mixture([len(rows) for rows in merged], args), args)

@@ -42,9 +42,7 @@ class MultiTaskDPOTrainer(SetsByTask, DPOTrainer):  # type: ignore[misc]  # noqa
         if args.precompute_ref_log_probs:
             raise ValueError("precompute_ref_log_probs is not taken: the reference is the model without its adapter.")
         if self.chat_templates:
-            raise ValueError(
-                "chat_templates are for supervised fine-tuning: preferences have the tokenizer's template."
-            )
+            raise ValueError("chat_templates are for instructions: preferences have the tokenizer's template.")
 
     def prepared(self, name: str, rows: Dataset, given: Sequence[Any], *, trains: bool) -> Dataset:
         """The columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""

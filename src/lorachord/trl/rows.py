@@ -51,15 +51,11 @@ def _parts(sets: Sets, what: str) -> dict[str, Any]:
         own: dict[str, list[int]] = {}
         for row, name in enumerate(sets[TASK]):
             if not isinstance(name, str):
-                raise ValueError(
-                    f"Row {row} (from 0) of {what}: the column 'task' must hold a name; it holds {name!r}."
-                )
+                raise ValueError(f"Row {row} (from 0) of {what}: 'task' must hold a task's name; it holds {name!r}.")
             own.setdefault(name, []).append(row)
         rest = sets.remove_columns(TASK)
         return {name: rest.select(rows) for name, rows in own.items()}
-    raise ValueError(
-        f"{what} is a {type(sets).__name__}; give the data set of each task by its name: {{name: dataset}}."
-    )
+    raise ValueError(f"{what} is a {type(sets).__name__}; give the data set of each task: {{name: dataset}}.")
 
 
 def _dataset(rows: Any, what: str) -> Dataset:

@@ -27,9 +27,8 @@ from lorachord.tuner.prompt_masks import prompt_before
 class MultiTaskSFTTrainer(SetsByTask, SFTTrainer):  # type: ignore[misc]  # noqa: D101
     __doc__ = f"""TRL's SFTTrainer over several instruction sets.
 
-    Each set has columns of its own: `messages`; `prompt` and `completion`, which learns the completion alone; or a text.
-    With `packing=True` a packed row holds samples of several tasks, and each token keeps its own. A packed epoch has
-    every row once.
+    Each set has columns of its own: `messages`; `prompt` and `completion`, of which the completion is learned; or a
+    text. With `packing=True` a packed row holds samples of several tasks, and each token keeps its own.
 {str(SetsByTask.__doc__).partition(chr(10))[2]}"""
 
     def check_rows(self, name: str, rows: Dataset, args: Any) -> None:
@@ -44,9 +43,7 @@ class MultiTaskSFTTrainer(SetsByTask, SFTTrainer):  # type: ignore[misc]  # noqa
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise ValueError("skip_prepare_dataset is not taken: rows with input_ids and labels stay as they are.")
         if args.packing and self.mixture_options:
-            raise ValueError(
-                "A packed row holds several tasks, so none is drawn by its task: leave out mixture or packing."
-            )
+            raise ValueError("A packed row holds several tasks and is drawn whole: leave out mixture or packing.")
         template = self.chat_templates.get(name)
         if args.assistant_only_loss and template is not None and not has_generation_markers(template):
             raise ValueError(f"assistant_only_loss needs {{% generation %}} in the chat template of {name!r}.")
