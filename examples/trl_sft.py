@@ -5,6 +5,7 @@ python examples/trl_sft.py [BASE]          # BASE: the name or folder of a decod
 
 import sys
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig
 
@@ -19,10 +20,11 @@ colours = [{"messages": [
 ]} for thing, colour in [("snow", "white"), ("coal", "black"), ("grass", "green")]]  # fmt: skip
 
 hub = sys.argv[1] if len(sys.argv) > 1 else "HuggingFaceTB/SmolLM2-135M-Instruct"
+on_gpu = torch.cuda.is_available()
 rows = {"mood": Dataset.from_list(moods * 8), "colour": Dataset.from_list(colours * 8)}
 trainer = MultiTaskSFTTrainer(
     hub,
-    SFTConfig("out", max_steps=20, learning_rate=1e-3, packing=True, max_length=64, report_to=[], save_strategy="no"),
+    SFTConfig("out", max_steps=20, learning_rate=1e-3, packing=True, max_length=64, bf16=on_gpu, save_strategy="no"),
     train_dataset=rows,
     eval_dataset=rows,
     peft_config=lc.LorachordConfig.build("mtl_lora", tasks=["mood", "colour"], r=8),

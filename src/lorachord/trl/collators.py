@@ -22,7 +22,7 @@ TOKEN_TASKS = "token_tasks"
 
 
 @dataclass
-class InstructionCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+class InstructionCollator(DataCollatorForLanguageModeling):
     """TRL's, with the task of each row; of each token, where rows are packed or laid end to end."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class InstructionCollator(DataCollatorForLanguageModeling):  # type: ignore[misc
 
 
 @dataclass
-class PreferenceCollator(DataCollatorForPreference):  # type: ignore[misc]
+class PreferenceCollator(DataCollatorForPreference):
     """TRL's, with the task of each pair, (B,)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:

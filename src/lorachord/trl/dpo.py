@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from lorachord.training.decoder_rows import IGNORED
 from lorachord.trl.by_task import SetsByTask
@@ -67,6 +67,7 @@ class MultiTaskDPOTrainer(SetsByTask, DPOTrainer):  # type: ignore[misc]  # noqa
         with on_task(model, tasks_B.repeat(2), prompt_mask=prompt_before(labels)):
             outputs = model(**given, labels=labels, use_cache=False, fused_lm_head=True)
         losses = {}
+        assert self.model is not None
         for index in tasks_B.unique().tolist():
             pairs = (tasks_B == index).nonzero().flatten()
             rows = torch.cat([pairs, pairs + len(tasks_B)])

@@ -12,8 +12,9 @@ from typing import Any, final
 import torch
 from datasets import Dataset, concatenate_datasets  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from trl import SFTTrainer, pack_dataset
 from trl.chat_template_utils import has_generation_markers
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_trainer import SFTTrainer
 
 from lorachord.training.decoder_rows import IGNORED
 from lorachord.trl.by_task import SetsByTask, task_means
@@ -75,7 +76,7 @@ class MultiTaskSFTTrainer(SetsByTask, SFTTrainer):  # type: ignore[misc]  # noqa
 
     def preparing(self, name: str) -> tuple[Any, ...]:
         """What `prepared` is given for rows that are evaluated later."""
-        args = self.args
+        args: Any = self.args
         return self.processing_class, args, args.packing if args.eval_packing is None else args.eval_packing, None, name
 
     def merged(self, sets: Mapping[str, Dataset], args: Any) -> tuple[Dataset, ...]:
@@ -103,7 +104,8 @@ class MultiTaskSFTTrainer(SetsByTask, SFTTrainer):  # type: ignore[misc]  # noqa
         with on_task(model, tasks, prompt_mask=prompt_before(labels_BL) if tasks.dim() == 1 else None):
             outputs = model(**given, use_cache=False, fused_lm_head=True)
         losses_BL = -outputs.log_probs
-        if self.args.loss_type == "dft":
+        args: Any = self.args
+        if args.loss_type == "dft":
             losses_BL = losses_BL * outputs.log_probs.exp().detach()
         self._see(outputs, inputs)
         return task_means(losses_BL, outputs.label_mask, _of_targets(tasks, labels_BL)), outputs
@@ -122,6 +124,7 @@ class MultiTaskSFTTrainer(SetsByTask, SFTTrainer):  # type: ignore[misc]  # noqa
     @torch.no_grad()
     def _see(self, outputs: Any, inputs: Mapping[str, Any]) -> None:
         """TRL's own metrics of a batch, over all ranks."""
+        assert self.model is not None
         mode = "train" if self.model.training else "eval"
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
         sums = [outputs.label_mask.sum(), outputs.entropy.sum(), outputs.is_top1.sum(), torch.as_tensor(tokens)]
