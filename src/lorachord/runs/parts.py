@@ -31,6 +31,8 @@ class ModelPart:
         dtype: of the frozen weights. Default float32; adapters are float32 always.
         gguf_file: the file to convert, where `name` is a folder with GGUF files.
         max_length: tokens of a row at most. Default 128.
+        chat_template: of a decoder, for tasks of the kind chat: a template, or the file that holds it. Default: the
+            tokenizer's own.
     """
 
     name: str
@@ -39,8 +41,11 @@ class ModelPart:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gguf_file: str | None = None
     max_length: Positive = 128
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.chat_template is not None and self.kind == "encoder":
+            raise ValueError("chat_template is for decoders.")
         if self.gguf_file is not None and self.kind == "encoder":
             raise ValueError("gguf_file is for decoders.")
 
