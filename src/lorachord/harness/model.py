@@ -24,7 +24,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 @final
 @register_model("lorachord")
-class LorachordLM(HFLM):  # type: ignore[misc]
+class LorachordLM(HFLM):
     """
     Args:
         run: a finished run, an exported LoRA or a folder of them, or a merged model.
