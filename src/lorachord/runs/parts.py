@@ -185,7 +185,9 @@ class TrainingPart:
         save_every: steps between checkpoints, from which --resume goes on. Default 200; with `eval_every`, every
             evaluation has one, since only what was saved can be kept as the best.
         max_bad_steps: steps with a loss or a gradient that is not finite to skip before the run ends. Default 10.
-        report_to: integrations of transformers, such as tensorboard. Default none.
+        report_to: integrations of transformers, such as tensorboard; they get the final scores too. Default none.
+        run_name: of the run there. Default: the name of its folder.
+        project: of the run there. Default lorachord.
     """
 
     epochs: Positive | None = None
@@ -205,6 +207,8 @@ class TrainingPart:
     save_every: Positive = 200
     max_bad_steps: Annotated[int, Field(ge=0)] = 10
     report_to: tuple[str, ...] = ()
+    run_name: str | None = None
+    project: str = "lorachord"
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
