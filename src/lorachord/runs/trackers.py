@@ -41,7 +41,7 @@ def tell_scores(trainer: Any, folder: Path, metrics: Mapping[str, Any], splits: 
         found = metrics[split]
         scores |= {f"{split}/{task}": scored["score"] for task, scored in found["tasks"].items()}
         scores |= {f"{split}/{name}": found[name] for name in ("mean", "worst")}
-    known = tuple(callback for name, callback in INTEGRATION_TO_CALLBACK.items() if name != "tensorboard")
+    known: Any = tuple(callback for name, callback in INTEGRATION_TO_CALLBACK.items() if name != "tensorboard")
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             # Its own writer was closed at the end of training.
