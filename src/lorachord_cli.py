@@ -109,6 +109,11 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("--beside", metavar="OTHER", help="another run, to show beside with the difference")
     evaluate.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
     evaluate.add_argument("--again", action="store_true", help="predict anew, although predictions are saved")
+    words = "ask tasks of the LM Evaluation Harness; a run of several tasks needs OWN=NAME, or --task"
+    evaluate.add_argument("--harness", nargs="+", metavar="[OWN=]NAME", help=words)
+    evaluate.add_argument("--include", metavar="DIR", help="with --harness: a folder with task files of your own")
+    evaluate.add_argument("--shots", type=int, metavar="N", help="with --harness: examples before each question")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="with --harness: rows of each task at most")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
 
 

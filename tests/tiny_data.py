@@ -117,3 +117,17 @@ def tree(model: Path, /, *names: str, kind: str = "encoder", **parts: Any) -> di
 def recipe(model: Path, /, *names: str, **parts: Any) -> Recipe:
     """The same as a recipe."""
     return recipe_from(tree(model, *names, **parts))
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : "
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + ' ' + eos_token }}"
+    "{% endgeneration %}{% else %}{{ message['content'] }}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+"""One turn behind another, each behind its speaker; the assistant's ends with the end of a text."""
+
+
+def chat(asked: str, answer: str) -> list[dict[str, str]]:
+    """Two turns."""
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]

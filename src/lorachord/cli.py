@@ -101,14 +101,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lorachord.runs.scores import score_table, scores_of
     from lorachord.runs.use import choose_tasks, open_run, predictions
 
+    if arguments.harness:
+        from lorachord.harness.command import asked
+
+        return _tell(arguments, *asked(arguments))
     run, split, names = arguments.run_folder, arguments.split, arguments.task
     how: dict[str, Any] = {"names": names, "data_dir": arguments.data, "again": arguments.again}
     if arguments.beside is not None:
         found = beside(run, arguments.beside, split, **how)
         _tell(arguments, found, lambda: beside_table(found))
         return
-    records = predictions(run, split, **how)
-    tasks = choose_tasks(open_run(run), names)
+    records, tasks = predictions(run, split, **how), choose_tasks(open_run(run), names)
     scores = scores_of(tasks, records)
     _tell(arguments, scores, lambda: score_table(scores, constant_scores(tasks, records)))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lorachord.models.resolve import resolve
+from tests.tiny_data import CHAT_TEMPLATE, save_model, tokenizer
+from tests.tiny_models import tiny
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -30,8 +32,8 @@ def body(script: Path) -> str:
     return script.read_text(encoding="utf-8").split('"""', 2)[2].strip()
 
 
-def test_there_are_four_and_each_is_run_here() -> None:
-    assert [script.stem for script in EXAMPLES] == ["decoder", "fuse_loras", "plain_loop", "your_rows"]
+def test_there_are_five_and_each_is_run_here() -> None:
+    assert [script.stem for script in EXAMPLES] == ["decoder", "fuse_loras", "plain_loop", "trl_sft", "your_rows"]
 
 
 def test_rows_of_ones_own_train_score_and_export(tmp_path: Path) -> None:
@@ -61,6 +63,18 @@ def test_a_decoder_trains_is_loaded_and_writes(tiny_llama: Path, tmp_path: Path)
     printed = run(ROOT / "examples" / "decoder.py", str(tiny_llama), tmp_path)
     assert "'eval_worst'" in printed
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_trls_script_trains_two_instruction_sets_and_exports(tmp_path: Path) -> None:
+    base = save_model(tiny("llama"), tmp_path / "base")
+    words = tokenizer()
+    words.chat_template = CHAT_TEMPLATE
+    words.save_pretrained(base)
+    printed = run(ROOT / "examples" / "trl_sft.py", str(base), tmp_path)
+    assert "'eval_colour_loss'" in printed
+    for task in ("mood", "colour"):
+        assert (tmp_path / "out" / "loras" / task / "adapter_model.safetensors").is_file()
+    assert body(ROOT / "examples" / "trl_sft.py") in (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
 
 
 def test_finished_loras_are_fused(tiny_bert: Path, tmp_path: Path) -> None:

@@ -145,6 +145,20 @@ def test_merging_into_4_bits_is_as_near_as_4_bits_can_be(folder, method):
         assert 0.01 < distance(layer.get_base_weight(), weights[name]) < 0.15, name
 
 
+def test_merging_into_packed_weights_is_refused(folder, tmp_path):
+    model = quantised(folder, "bnb-4bit", "mtl_lora")
+    with torch.no_grad():
+        expected = task_logits(model, 0)
+    weights = [layer.get_base_layer().weight for layer in layers(model).values()]
+    if not any(weight.quant_state.packing_format_for_cpu for weight in weights):
+        pytest.skip("bitsandbytes packs no weights on this processor")
+    for merge in (lambda: lc.merge(model, task=0), model.merge_adapter, model.merge_and_unload):
+        with lc.on_task(model, 0), pytest.raises(ValueError, match=r"packed the 4-bit weights.*export a LoRA"):
+            merge()
+    assert torch.equal(task_logits(model, 0), expected)
+    assert (lc.export_lora(model, tmp_path / "lora", task=0) / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("kind", ["bnb-8bit", "torchao-int8"])
 @methods
 def test_merging_and_unloading_in_8_bits_leaves_the_merged_answers(folder, kind, method):

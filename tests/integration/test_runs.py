@@ -530,6 +530,9 @@ def test_tensorboard_gets_losses_and_scores_that_outlive_the_run(
     read = EventAccumulator(str(events[0].parent)).Reload()
     assert {"train/loss", "train/loss_colour", "eval/mean", "eval/colour"} <= set(read.Tags()["scalars"])
     assert [event.step for event in read.Scalars("eval/mean")] == [2, 4]
+    dev = json.loads((run / "metrics.json").read_text())["dev"]
+    for name, value in (("dev/size", dev["tasks"]["size"]["score"]), ("dev/mean", dev["mean"])):
+        assert [(event.step, event.value) for event in read.Scalars(name)] == [(4, pytest.approx(value))]
 
 
 def test_what_a_run_writes_is_json_even_where_a_decoder_wrote_no_number(decoder: Path) -> None:

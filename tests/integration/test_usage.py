@@ -65,8 +65,13 @@ def stir(run: Path) -> None:
     """Give a decoder, which learns nothing in a few steps, an adapter by which its answers differ."""
     file = run / "adapter" / "adapter_model.safetensors"
     generator = torch.Generator().manual_seed(7)
-    moved = {name: value + torch.randn(value.shape, generator=generator) for name, value in load_file(file).items()}
-    save_file(moved, file, metadata={"format": "pt"})
+    values = load_file(file)
+    moved = {
+        name: value + torch.randn(value.shape, generator=generator)
+        for name, value in values.items()
+        if value.is_floating_point()
+    }
+    save_file(values | moved, file, metadata={"format": "pt"})
     evaluate(run, again=True)
 
 

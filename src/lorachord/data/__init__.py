@@ -1,8 +1,8 @@
 """Tasks, where their rows come from, how they are mixed and scored. Stands alone: knows no model and no method.
 
-A `Task` says what is asked: its kind (classification, pair, regression, multiple_choice, generation), the columns of
-its texts and its label, how a decoder is asked, and how answers are scored. A `Source` says where its rows lie: a
-dataset's name on the hub, a local folder or a file. Rows may also be given in memory, as a list of dicts, a
+A `Task` says what is asked: its kind (classification, pair, regression, multiple_choice, generation, chat), the
+columns of its texts and its label, how a decoder is asked, and how answers are scored. A `Source` says where its rows
+lie: a dataset's name on the hub, a local folder or a file. Rows may also be given in memory, as a list of dicts, a
 `datasets.Dataset` or a pandas frame; then a task needs no source, and its classes may be read from the rows.
 
 `load_task` and `from_rows` check every row and give a `TaskData` with three splits: `train`; `val`, to choose by;

@@ -13,6 +13,7 @@ from datasets import List as ListOf
 
 from lorachord.data.locate import Opened
 from lorachord.data.memory import EXAMPLES
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.split import cut, draw
 from lorachord.data.task import Source, Task
@@ -47,7 +48,7 @@ class TaskData:
 
 def features_of(task: Task) -> Features:
     """The columns of a task's examples."""
-    label = {"regression": "float64", "generation": "string"}.get(task.kind, "int64")
+    label = "string" if task.kind in WRITTEN else "float64" if task.kind == "regression" else "int64"
     features: dict[str, Any] = {"first": Value("string"), "second": Value("string"), "label": Value(label)}
     if task.kind == "multiple_choice":
         features["choices"] = ListOf(Value("string"))

@@ -18,6 +18,7 @@ from datasets import Dataset  # type: ignore[import-untyped]
 
 from lorachord.data.assemble import TaskData
 from lorachord.data.hashed import HashedSplit, Hashes, hashed
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.row_reader import Example
 from lorachord.data.split import cut
 
@@ -136,7 +137,7 @@ def audit(
                 rows=split.rows,
                 compared=len(split.texts_N),
                 duplicates=len(split.texts_N) - len(split.texts),
-                contradictions=0 if part.task.kind in ("generation", "regression") else _contradictions(split),
+                contradictions=0 if part.task.kind in ("regression", *WRITTEN) else _contradictions(split),
                 **_leaks(split, [own[each] for each in SEEN[name]]),
                 classes=split.classes,
                 lengths=None

@@ -100,14 +100,16 @@ class Metric:
 
 
 CLASSES = ("classification", "pair")
+WRITTEN = ("generation", "chat")
+"""The kinds of tasks whose answer is a text."""
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy, (*CLASSES, "multiple_choice"), each=_is_right),
     "f1": Metric(_f1, CLASSES),
     "matthews": Metric(_matthews, CLASSES, constant=0.0),
     "pearson": Metric(_pearson, ("regression",), constant=0.0),
     "spearman": Metric(_spearman, ("regression",), constant=0.0),
-    "exact_match": Metric(_exact_match, ("generation",), each=_is_exact),
-    "rouge_l": Metric(_rouge_l, ("generation",), each=_rouge_l_each),
+    "exact_match": Metric(_exact_match, WRITTEN, each=_is_exact),
+    "rouge_l": Metric(_rouge_l, WRITTEN, each=_rouge_l_each),
 }
 
 

@@ -9,7 +9,9 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from lorachord.data.chats import Turns, asked_and_answer, to_text, turns_of, with_prefix
 from lorachord.data.class_labels import index, named, number, plain
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.task import Source, Task
 from lorachord.messages import nearest, suggest
 
@@ -50,6 +52,9 @@ class RowReader:
         Raises:
             ValueError: as `example`.
         """
+        if self.task.kind == "chat":
+            turns, _ = self._chat(row, position)
+            return {"first": to_text(with_prefix(turns, self.task.prefix)), "second": ""}
         texts = [self._text(row, position, column) for column in self.task.text_columns]
         example: Example = {"first": self.task.prefix + texts[0], "second": texts[1] if len(texts) == 2 else ""}
         if self.task.kind == "multiple_choice":
@@ -57,11 +62,13 @@ class RowReader:
         return example
 
     def raw_label(self, row: Mapping[str, Any], position: int) -> Any:
-        """The label as it is written in a row.
+        """The label as it is written in a row; of a chat its answer, or None.
 
         Raises:
             ValueError: there is no such column.
         """
+        if self.task.kind == "chat":
+            return self._answer(row, position)
         return self._value(row, position, self.task.label)
 
     def unlabelled(self, row: Mapping[str, Any], position: int) -> bool:
@@ -75,12 +82,14 @@ class RowReader:
             return True
         if isinstance(value, str) and not value.strip():
             return True
-        classes = self.task.kind not in ("regression", "generation")
+        classes = self.task.kind not in ("regression", *WRITTEN)
         known = self.source.label_keys or self.task.labels
         return classes and number(value) == -1 and (isinstance(known, str) or named(value, known) is None)
 
     def group(self, row: Mapping[str, Any], position: int) -> str:
         """What keeps this row with others when val is drawn: its group columns, whatever their case and spacing."""
+        if self.task.kind == "chat" and not self.task.group:
+            return " ".join(self.inputs(row, position)["first"].split()).casefold()
         columns = self.task.group or self.task.text_columns[0]
         values = [self._value(row, position, name) for name in ([columns] if isinstance(columns, str) else columns)]
         # A list is a set of options here, whose order says nothing about where the row came from.
@@ -121,6 +130,35 @@ class RowReader:
                 raise self._error(position, f"column {column!r} must hold text; it holds {part!r}.")
         return _whole_letters(" ".join(parts))
 
+    def _chat(self, row: Mapping[str, Any], position: int) -> tuple[Turns, str | None]:
+        """The turns before the answer; and the answer, where it is in the same column."""
+        column = self.task.text_columns[0]
+        turns = self._turns(row, position, column, "user")
+        asked, answer = asked_and_answer(turns) if len(self.task.text_columns) == 1 else (turns, None)
+        if not asked:
+            raise self._error(position, f"the chat in {column!r} has no turn before the assistant's answer.")
+        return asked, answer
+
+    def _answer(self, row: Mapping[str, Any], position: int) -> str | None:
+        """The assistant's last turn."""
+        if len(self.task.text_columns) == 1:
+            answer = self._chat(row, position)[1]
+        else:
+            completion = self._turns(row, position, self.task.text_columns[1], "assistant")
+            if len(completion) > 1:
+                column = self.task.text_columns[1]
+                raise self._error(position, f"column {column!r} must hold one turn; others go into the prompt.")
+            answer = asked_and_answer(completion)[1]
+        return None if answer is None else answer.strip()
+
+    def _turns(self, row: Mapping[str, Any], position: int, column: str, role: str) -> Turns:
+        try:
+            turns = turns_of(self._value(row, position, column), role)
+        except ValueError as error:
+            said = str(error)
+            raise error if said.startswith("Row ") else self._error(position, f"column {column!r} {said}") from None
+        return [{**turn, "content": _whole_letters(turn["content"])} for turn in turns]
+
     def _options(self, row: Mapping[str, Any], position: int) -> list[str]:
         options = self._value(row, position, self.task.choices)
         if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
@@ -135,7 +173,9 @@ class RowReader:
 
     def _label(self, row: Mapping[str, Any], position: int, names: Sequence[str]) -> int | float | str:
         value = self.raw_label(row, position)
-        if self.task.kind == "generation":
+        if self.task.kind == "chat" and not value:
+            raise self._error(position, "the chat does not end with a turn of the assistant: nothing to learn.")
+        if self.task.kind in WRITTEN:
             if not isinstance(value, str):
                 raise self._error(position, f"the label must be a text; it is {value!r}.")
             return _whole_letters(value)

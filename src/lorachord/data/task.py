@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorachord.data.metrics import METRICS, get_metric
+from lorachord.data.metrics import METRICS, WRITTEN, get_metric
 from lorachord.data.prompt import check_template, default_template, written
 from lorachord.messages import suggest
 
@@ -16,6 +16,7 @@ DEFAULT_METRICS = {
     "regression": "spearman",
     "multiple_choice": "accuracy",
     "generation": "rouge_l",
+    "chat": "rouge_l",
 }
 KINDS = tuple(DEFAULT_METRICS)
 CLASSES = ("classification", "pair")
@@ -66,17 +67,21 @@ class Task:
     Args:
         name: unique among the tasks of a run; also its folder's name under a data directory. May be given by position.
         kind: `classification` (one text -> class), `pair` (two texts -> class), `regression` (-> number),
-            `multiple_choice` (-> one of the row's options), `generation` (-> text).
-        text: one or two columns that make the input; one may be given as a string.
+            `multiple_choice` (-> one of the row's options), `generation` (-> text), `chat` (turns -> the assistant's
+            next).
+        text: one or two columns that make the input; one may be given as a string. Of a chat: the column of its
+            messages, the last of which is the assistant's answer; or those of a prompt and its completion, each a text
+            or messages.
         source: where its rows are. Default: none, the rows are given in memory or lie under a data directory.
-        label: the column of the answer. Default "label".
+        label: the column of the answer. Default "label". A chat has its answer in its text.
         choices: the column of the row's options, for multiple_choice. Default "choices".
         labels: class names in the order of the label indices; at least two, for classification and pair only. Without a
             source they may be left out: then they are read from the rows, see `labels.infer_labels`.
         answers: what a decoder writes for each class. Default: the class names.
         prompt: what a decoder reads: a `str.format` template over `first`, `second`, `options`. Its answer follows
-            after one space. Default: the texts, the options if they are classes, and "Answer:", a line each.
-        metric: a name in `metrics.METRICS`. Default: accuracy, spearman for regression, rouge_l for generation.
+            after one space. Default: the texts, the options if they are classes, and "Answer:", a line each. A chat
+            has none, but the tokenizer's chat template.
+        metric: a name in `metrics.METRICS`. Default: accuracy, spearman for regression, rouge_l for written texts.
         group: column(s) whose value keeps rows together when val is drawn from train. Default: the first text.
         max_rows: at most this many rows for train and val together. Default: all.
         prefix: is put before the first text of every row, as in "team: ". Default: nothing.
@@ -114,7 +119,7 @@ class Task:
         self._check_classes()
         # The defaults that depend on other fields, filled in once so that no reader has to know them.
         object.__setattr__(self, "answers", self.answers or self.labels)
-        template = default_template(len(self.text_columns), self.kind in CLASSES)
+        template = default_template(len(self.text_columns), self.kind in CLASSES) if self.kind != "chat" else ""
         object.__setattr__(self, "prompt", self.prompt or template)
         object.__setattr__(self, "metric", self.metric or DEFAULT_METRICS[self.kind])
         self._check_prompt()
@@ -144,8 +149,10 @@ class Task:
                 raise self._error(f"{field_name} must differ from each other; got {', '.join(values)}.")
 
     def _check_prompt(self) -> None:
+        if self.kind == "chat" and self.prompt:
+            raise self._error("a chat is asked by the chat template (model.chat_template): leave out prompt.")
         known = ["first", "second"][: len(self.text_columns)]
-        if self.kind not in ("regression", "generation"):
+        if self.kind not in ("regression", *WRITTEN):
             known.append("options")
         try:
             check_template(self.prompt, known)
@@ -164,7 +171,7 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of an encoder's head: classes; 1 for a number or an option's score; 0 for generation (no head).
+        """Outputs of an encoder's head: classes; 1 for a number or an option's score; 0 for written texts (no head).
 
         Raises:
             ValueError: the classes are not known yet.
@@ -174,7 +181,7 @@ class Task:
                 "its classes are not known yet. Write their names, labels=('...', '...'), or read them from the rows: "
                 "lorachord.data.from_rows(task, {'train': rows}).task."
             )
-        if self.kind == "generation":
+        if self.kind in WRITTEN:
             return 0
         return len(self.labels) or 1
 
@@ -196,7 +203,7 @@ class Task:
     def target(self, example: Mapping[str, Any]) -> str:
         """What a decoder should write after the prompt: the answer, the option, the text, or the number."""
         label = example["label"]
-        if self.kind == "generation":
+        if self.kind in WRITTEN:
             return str(label).strip()
         if self.kind == "regression":
             return written(label)

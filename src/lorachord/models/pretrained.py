@@ -106,6 +106,11 @@ def load_shape(name: str, num_labels: int | None = None, gguf_file: str | None =
         return kind.from_config(config, trust_remote_code=False), _tokenizer(source)
 
 
+def load_tokenizer(name: str, gguf_file: str | None = None) -> Tokenizer:
+    """A model's tokenizer alone, which has a token for padding; arguments and errors as `load_decoder`."""
+    return _tokenizer(resolve(name, gguf_file))
+
+
 def _config(name: str, source: str, **changes: Any) -> Any:
     if not Path(source).is_dir():
         say_asked(source)

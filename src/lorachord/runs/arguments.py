@@ -98,6 +98,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
         greater_is_better=True if choosing else None,
         # Its event files belong in the run folder: see train.py.
         report_to=[name for name in part.report_to if name != "tensorboard"],
+        run_name=part.run_name or checkpoints.absolute().parent.name,
+        project=part.project,
         seed=recipe.seed,
         # Said outright, or several processes without a GPU do not find each other.
         use_cpu=not torch.accelerator.is_available(),

@@ -10,16 +10,19 @@ from lorachord.balance.make import check_balance
 from lorachord.baselines import BASELINES, baseline_config
 from lorachord.core.adapter import Adapter
 from lorachord.core.registry import all_methods
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.task import Task
 from lorachord.families.by_prompt import PromptLevel
 from lorachord.families.calibrated import Calibrated
 from lorachord.messages import suggest
+from lorachord.models.pretrained import load_tokenizer
 from lorachord.models.resolve import resolve
 from lorachord.runs.folder import check_names
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.starting import check_start
 from lorachord.surgery.surgeon import check_surgery
+from lorachord.training.chat_rows import ChatRows
 from lorachord.tuner import Calibration, LorachordConfig
 
 
@@ -44,7 +47,7 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
     if recipe.start_from is not None:
         check_start(recipe, tasks)
     if recipe.model.kind == "encoder":
-        written = [task.name for task in tasks if task.kind == "generation"]
+        written = [task.name for task in tasks if task.kind in WRITTEN]
         if written:
             raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
         if recipe.model.heads == "shared" and len({task.num_outputs for task in tasks}) > 1:
@@ -54,6 +57,11 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
         resolve(base_name(recipe.model), recipe.model.gguf_file)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"model: {error}") from error
+    if any(task.kind == "chat" for task in tasks):
+        tokenizer = load_tokenizer(base_name(recipe.model), recipe.model.gguf_file)
+        tokenizer.chat_template = recipe.model.chat_template or tokenizer.chat_template
+        # Without weights: whether there is a template that can be learned from.
+        _ = ChatRows(tokenizer, recipe.model.max_length).end
 
 
 def _check_method(recipe: Recipe, names: Sequence[str]) -> None:

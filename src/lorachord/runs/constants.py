@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lorachord.data.metrics import score
+from lorachord.data.metrics import WRITTEN, score
 from lorachord.data.task import Task
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.scores import read_records
@@ -19,7 +19,7 @@ def constant_score(task: Task, records: Sequence[Record]) -> float | None:
     A metric that divides zero by zero then has its own convention: correlations are 0.
     """
     labels = [record["label"] for record in records]
-    if task.kind == "generation":
+    if task.kind in WRITTEN:
         return None
     if task.kind == "regression":
         answer = statistics.fmean(labels)

@@ -67,6 +67,7 @@ def load_plain(
             begin_at(base, name, mean, unit_of(variance) if part.heads == "per_task" else 1.0)
     else:
         base, tokenizer = load_decoder(base_name(part), dtype=dtype, gguf_file=part.gguf_file)
+        tokenizer.chat_template = part.chat_template or tokenizer.chat_template
     longest = longest_row(base)
     if longest is not None and part.max_length > longest:
         raise ValueError(f"model.max_length is {part.max_length}, but {part.name} takes at most {longest} tokens.")

@@ -31,6 +31,8 @@ class ModelPart:
         dtype: of the frozen weights. Default float32; adapters are float32 always.
         gguf_file: the file to convert, where `name` is a folder with GGUF files.
         max_length: tokens of a row at most. Default 128.
+        chat_template: of a decoder, for tasks of the kind chat: a template, or the file that holds it. Default: the
+            tokenizer's own.
     """
 
     name: str
@@ -39,8 +41,11 @@ class ModelPart:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gguf_file: str | None = None
     max_length: Positive = 128
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.chat_template is not None and self.kind == "encoder":
+            raise ValueError("chat_template is for decoders.")
         if self.gguf_file is not None and self.kind == "encoder":
             raise ValueError("gguf_file is for decoders.")
 
@@ -180,7 +185,9 @@ class TrainingPart:
         save_every: steps between checkpoints, from which --resume goes on. Default 200; with `eval_every`, every
             evaluation has one, since only what was saved can be kept as the best.
         max_bad_steps: steps with a loss or a gradient that is not finite to skip before the run ends. Default 10.
-        report_to: integrations of transformers, such as tensorboard. Default none.
+        report_to: integrations of transformers, such as tensorboard; they get the final scores too. Default none.
+        run_name: of the run there. Default: the name of its folder.
+        project: of the run there. Default lorachord.
     """
 
     epochs: Positive | None = None
@@ -200,6 +207,8 @@ class TrainingPart:
     save_every: Positive = 200
     max_bad_steps: Annotated[int, Field(ge=0)] = 10
     report_to: tuple[str, ...] = ()
+    run_name: str | None = None
+    project: str = "lorachord"
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from lorachord.data.assemble import in_memory
 from lorachord.data.files import Row
 from lorachord.data.memory import RowsInMemory, plain_rows
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.task import Task
 from lorachord.messages import suggest
@@ -118,7 +119,7 @@ class Predictor:
         if task is None:
             raise ValueError(f"{where} are plain texts, which have no column for a task: name one task for all.")
         own = self.tasks[task]
-        if len(own.text_columns) > 1 or own.kind == "multiple_choice":
+        if (len(own.text_columns) > 1 and own.kind != "chat") or own.kind == "multiple_choice":
             columns = [*own.text_columns, *([own.choices] if own.kind == "multiple_choice" else [])]
             raise ValueError(
                 f"{where} are plain texts, and task {task!r} reads several columns, {', '.join(columns)}: give rows "
@@ -163,7 +164,7 @@ class Predictor:
 def answer(task: Task, example: Example, record: Record) -> dict[str, Any]:
     """A record of one example in the words of its task; see `Predictor.predict`."""
     found = record["prediction"]
-    if task.kind == "generation":
+    if task.kind in WRITTEN:
         return {"prediction": found}
     if task.kind == "regression":
         return {"prediction": found, **({"written": record["text"]} if "text" in record else {})}

@@ -142,7 +142,18 @@ def _located(recipe: Recipe, folder: str | Path) -> Recipe:
         tasks = replace(tasks, own=tuple(_located_task(task, folder) for task in tasks.own))
     name = str(model_folder(model.name, folder) or model.name)
     start = None if recipe.start_from is None else str(absolute(recipe.start_from, folder))
-    return replace(recipe, model=replace(model, name=name), tasks=tasks, method=method, start_from=start)
+    model = replace(model, name=name, chat_template=_template(model.chat_template, folder))
+    return replace(recipe, model=model, tasks=tasks, method=method, start_from=start)
+
+
+def _template(given: str | None, folder: str | Path) -> str | None:
+    """A chat template, from its file if it is none itself."""
+    if given is None or "{" in given:
+        return given
+    path = absolute(given, folder)
+    if not path.is_file():
+        raise ValueError(f"model.chat_template is {given!r}, which is no template (it has no '{{') and no file.")
+    return path.read_text(encoding="utf-8")
 
 
 def _model_options(method: object) -> list[str]:

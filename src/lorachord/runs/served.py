@@ -96,7 +96,9 @@ class ServedExport:
             return load_encoder(
                 name, num_labels=max(task.num_outputs for task in self.tasks), dtype=dtype, say_new=False
             )
-        return load_decoder(name, dtype=dtype)
+        base, tokenizer = load_decoder(name, dtype=dtype)
+        tokenizer.chat_template = self.told.get("chat_template") or tokenizer.chat_template
+        return base, tokenizer
 
     def _base_name(self, config: Mapping[str, Any]) -> str:
         """What the LoRA itself names, unless that was a folder of another machine."""

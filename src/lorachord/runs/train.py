@@ -11,7 +11,6 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from lorachord.balance.make import make_balance
 from lorachord.data.audit import DataAudit
@@ -31,6 +30,7 @@ from lorachord.runs.single_recipes import single_recipes
 from lorachord.runs.starting import saved_adapter, start_of
 from lorachord.runs.stopping import StopRequests
 from lorachord.runs.tasksets import TaskSet, load_data
+from lorachord.runs.trackers import place_trackers, tell_scores, tensorboard
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.checkpoint_folders import last_checkpoint
@@ -187,6 +187,8 @@ def _train_jointly(
         metrics[split] = save_scored(
             folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
         )
+    if trainer.is_world_process_zero():
+        tell_scores(trainer, folder.path, metrics, REPORTED)
     metrics["training"] = {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
@@ -204,6 +206,7 @@ def _train_jointly(
 def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind) -> MultiTaskTrainer:
     recipe = folder.recipe
     args = training_arguments(recipe, folder.path / "checkpoints")
+    place_trackers(recipe.training, folder.path)
     evaluation = recipe.evaluation
     surgeon = None
     if recipe.surgery is not None and len(data.tasks) > 1:
@@ -238,7 +241,5 @@ def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind
     if recipe.training.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.training.patience))
     if "tensorboard" in recipe.training.report_to and trainer.is_world_process_zero():
-        from torch.utils.tensorboard import SummaryWriter
-
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
+        trainer.add_callback(tensorboard(folder.path))
     return trainer

@@ -52,6 +52,7 @@ def write_usage(folder: Path, recipe: Recipe, tasks: Sequence[Task], *, base: st
         "precision": recipe.training.precision,
         "batch_size": recipe.evaluation.batch_size,
         "max_new_tokens": recipe.evaluation.max_new_tokens,
+        "chat_template": recipe.model.chat_template,
         "tasks": [_described(task) for task in tasks],
     }
     (folder / TASK_FILE).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

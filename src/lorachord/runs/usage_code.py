@@ -58,6 +58,8 @@ def predict_code(recipe: Recipe, task: Task) -> str:
     if recipe.model.kind == "encoder":
         return _encoder(recipe, task, head)
     texts = ", ".join(f"{name}={name}" for name in ("first", "second")[: len(task.text)])
+    if task.kind == "chat":
+        return _chatting(recipe, task)
     if task.kind in ("generation", "regression"):
         return _writing(recipe, task, head, texts)
     return _choosing(recipe, task, head, texts)
@@ -104,6 +106,25 @@ def _choosing(recipe: Recipe, task: Task, head: str, texts: str) -> str:
         "            logits = model(input_ids=torch.tensor([row])).logits[0, -len(answer) - 1 : -1].float()\n"
         "        scores.append(float(logits.log_softmax(-1)[range(len(answer)), answer].sum()))\n"
         f"    return {found}[scores.index(max(scores))]\n"
+    )
+
+
+def _chatting(recipe: Recipe, task: Task) -> str:
+    """The assistant's next turn."""
+    head = "" if recipe.model.chat_template is None else f"TEMPLATE = {_quoted(recipe.model.chat_template)}\n\n\n"
+    template = "" if recipe.model.chat_template is None else "chat_template=TEMPLATE, "
+    prefixed = f"    messages[0]['content'] = {_quoted(task.prefix)} + messages[0]['content']\n" if task.prefix else ""
+    return (
+        f"{head}def predict(messages):\n{prefixed}"
+        f"    text = tokenizer.apply_chat_template(messages, {template}add_generation_prompt=True, tokenize=False)\n"
+        f'    ids = tokenizer(text, add_special_tokens=False)["input_ids"][-{recipe.model.max_length} :]\n'
+        "    ids = torch.tensor([ids])\n"
+        f"    how = dict(max_new_tokens={recipe.evaluation.max_new_tokens}, do_sample=False)\n"
+        "    with torch.no_grad():\n"
+        "        written = model.generate(\n"
+        "            input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=tokenizer.eos_token_id, **how\n"
+        "        )\n"
+        "    return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()\n"
     )
 
 

@@ -17,6 +17,9 @@
 Only the factors A and B of each layer are operated on: routers, matrices between the factors, scales, heads and
 penalties made of weights keep their plain sums, and what belongs to one task alone has nobody to conflict with.
 
+On several ranks the surgeon exchanges the factors' gradients itself. `DistributedDataParallel` must not wait for them:
+give it `find_unused_parameters=True`.
+
 A loop that drops a batch after its backward pass says so: `optimizer.zero_grad()` does not reach what the surgeon has
 collected, and `surgeon.reset()` drops it.
 """

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
@@ -124,6 +125,22 @@ class TaskGradients(ABC):
         """Leave the model as it was."""
 
 
+def refuse_waiting_reducer(model: nn.Module, _: Any = None) -> None:
+    """Refuse a pass of a data-parallel model whose reducer would wait for gradients that go to the leaves.
+
+    Raises:
+        ValueError: it would; torch's own error would be in the next pass, and about a loss.
+    """
+    if torch.compiler.is_compiling():
+        return
+    around = model if isinstance(model, DistributedDataParallel) else DistributedDataParallel._active_ddp_module
+    if around is not None and not (around.find_unused_parameters or around.static_graph):
+        raise ValueError(
+            "DistributedDataParallel waits for the gradients of all parameters, and those of the factors go to the "
+            "surgeon, which exchanges them itself: wrap the model with find_unused_parameters=True."
+        )
+
+
 @final
 class OnePass(TaskGradients):
     """From mixed batches, by zero leaves with a task axis.
@@ -140,6 +157,8 @@ class OnePass(TaskGradients):
         super().__init__(model, num_tasks)
         for adapter in self.adapters.values():
             adapter.attach_probes(num_tasks, halves=halves)
+        self._refusing = model.register_forward_pre_hook(refuse_waiting_reducer)
+        refuse_waiting_reducer(model)
         self.sizes_S = torch.zeros(2 * num_tasks)
         first = next(iter(self.adapters.values()))
         self._counting = first.register_forward_pre_hook(self._count) if halves else None
@@ -187,6 +206,7 @@ class OnePass(TaskGradients):
             yield from ((layer, leaf) for leaf in leaves if leaf is not None)
 
     def close(self) -> None:
+        self._refusing.remove()
         if self._counting is not None:
             self._counting.remove()
         for adapter in self.adapters.values():

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lorachord.data.task import Task
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.training.checkpoint_folders import bad_weight, last_checkpoint
 
@@ -20,13 +19,13 @@ MAX_BAD_STEPS = 10
 
 
 class BadNumbersMixin:
-    """The part of `MultiTaskMixin` that looks at numbers.
+    """The part of `StepsByTask` that looks at numbers.
 
     A batch with a loss that is NaN or infinite reaches no balance and no rule; its step changes no weight. Under fp16,
     gradients that overflow are the gradient scaler's affair.
     """
 
-    tasks: tuple[Task, ...]
+    task_names: tuple[str, ...]
     surgeon: Surgeon | None
     max_bad_steps: int
     bad_steps: int
@@ -44,7 +43,7 @@ class BadNumbersMixin:
 
     def finite_losses(self, losses: Mapping[int, Tensor], added: Mapping[str, Tensor]) -> bool:
         """Whether all losses of a batch are finite, on every rank; what is not is kept for the message."""
-        named = {f"the loss of {self.tasks[index].name}": loss for index, loss in losses.items()}
+        named = {f"the loss of {self.task_names[index]}": loss for index, loss in losses.items()}
         named |= {f"the penalty {name}": term for name, term in added.items()}
         values = torch.stack([loss.detach().float().to(self._device()) for loss in named.values()])
         if _everywhere(values.isfinite().all()):
@@ -59,7 +58,7 @@ class BadNumbersMixin:
         if not self._bad and trainer.accelerator.scaler is None:
             pairs = self.surgeon.overflowing() if self.surgeon is not None else []
             if not _everywhere(torch.tensor(not pairs, device=self._device())):
-                listed = [f"the gradient of {self.tasks[task].name} in {layer}" for layer, task in pairs[:3]]
+                listed = [f"the gradient of {self.task_names[task]} in {layer}" for layer, task in pairs[:3]]
                 self._bad.append(f"{', '.join(listed) or 'a gradient on another rank'} is not finite or too large")
         if not self._bad and trainer.accelerator.scaler is None:
             named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]

@@ -18,18 +18,18 @@ from lorachord.balance.popart import PopArt
 from lorachord.core.steps import go_on_from
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.task_grads import OnePass
-from lorachord.training.model_kind import ModelKind
 
 FILE = "tasks.pt"
 """What balance and surgery remember, in a checkpoint."""
 
 
 class BalancedMixin:
-    """The balance's part of `MultiTaskMixin`, which has `balance`, `kind` and `task_losses`."""
+    """The balance's part of `StepsByTask`, which has `balance`, `numbers`, `counts` and `task_losses`."""
 
     balance: Balance
     surgeon: Surgeon | None
-    kind: ModelKind
+    numbers: Any
+    counts: Any
     task_losses: Any
 
     def start_balance(self) -> None:
@@ -44,7 +44,7 @@ class BalancedMixin:
         """Show the balance a batch's answers, and keep the batch if its losses will be wanted again."""
         if isinstance(self.balance, PopArt):
             self.balance.train()
-            self.balance.before(self.kind.numbers(inputs))
+            self.balance.before(self.numbers(inputs))
         if self.balance.again:
             states: Any = get_device_states(inputs["tasks"])
             self._last = (dict(inputs), torch.get_rng_state(), states)
@@ -66,7 +66,7 @@ class BalancedMixin:
         if self.surgeon is not None and isinstance(self.surgeon.gradients, OnePass):
             # It has counted samples that no gradient comes of.
             self.surgeon.gradients.sizes_S.zero_()
-        self.balance.after(losses, self.kind.counts(inputs))
+        self.balance.after(losses, self.counts(inputs))
 
     def create_optimizer(self, *args: Any, **keywords: Any) -> torch.optim.Optimizer:
         """With what the balance learns, without weight decay."""

@@ -66,7 +66,7 @@ def bad_weight(model: nn.Module) -> str | None:
 
 
 class CheckpointMixin:
-    """The part of `MultiTaskMixin` that writes and reads checkpoints."""
+    """The part of `StepsByTask` that writes and reads checkpoints."""
 
     _parts: dict[str, list[Tensor]]
     bad_steps: int

@@ -6,7 +6,6 @@ Shapes: B rows, L tokens, V words, A answer tokens, T tasks, E examples, F featu
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorachord.data.chats import from_text
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.task import Task
 from lorachord.fusion.predictions import Inputs
+from lorachord.training.chat_rows import ChatRows
 from lorachord.training.decoder_rows import IGNORED, DecoderRows
 from lorachord.training.model_kind import (
     Batch,
@@ -33,6 +34,7 @@ from lorachord.training.model_kind import (
 )
 from lorachord.training.option_scores import Question, score_options
 from lorachord.training.positions import ends_of, position_table
+from lorachord.training.written_answers import decoder_losses, number_in
 from lorachord.tuner import on_task
 from lorachord.tuner.prompt_masks import prompt_before
 
@@ -62,12 +64,19 @@ class DecoderBatches(ModelKind):
         """Makes the rows of prompts and answers."""
         return DecoderRows(self.tokenizer, self.max_length)
 
+    @cached_property
+    def chats(self) -> ChatRows:
+        """Makes the rows of chats."""
+        return ChatRows(self.tokenizer, self.max_length)
+
     def check(self, base: nn.Module) -> None:
         """The tokenizer needs a token for the end of a text, which an answer ends with, and rows need room for it.
 
-        An end at which the model does not stop by itself is logged.
+        Chats need a chat template. An end at which the model does not stop by itself is logged.
         """
         end = self.rows.end
+        if any(task.kind == "chat" for task in self.tasks):
+            end = self.chats.end
         self.rows.check(self.tasks)
         ends = ends_of(base)
         if ends and end not in ends:
@@ -82,9 +91,8 @@ class DecoderBatches(ModelKind):
         rows = []
         for example in examples:
             task = self.tasks[example["task"]]
-            rows.append(
-                self.rows.row(task.render(example), task.target(example), end=True, beside=task.options(example))
-            )
+            own, prompt = self._asked(example)
+            rows.append(own.row(prompt, task.target(example), end=True, beside=task.options(example)))
         batch = {**self.rows.pad(rows), "tasks": torch.tensor([example["task"] for example in examples])}
         embedding_BF = embeddings_of(examples)
         return batch if embedding_BF is None else {**batch, "embedding": embedding_BF}
@@ -124,10 +132,10 @@ class DecoderBatches(ModelKind):
         return self._choose(model, examples, max_tokens)
 
     def writes(self, task: Task) -> bool:
-        return task.kind in ("regression", "generation")
+        return task.kind in ("regression", *WRITTEN)
 
     def texts(self, example: Example) -> list[str]:
-        return [self.tasks[example["task"]].render(example)]
+        return [self._asked(example)[1]]
 
     def prompts(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], list[int]]:
         batch = self.rows.pad([(ids, ids) for ids in map(self.prompt, examples)])
@@ -151,12 +159,23 @@ class DecoderBatches(ModelKind):
         return Inputs(self.inputs(batch), kind, tuple(map(len, choices)), 1, mask_BL, answers)
 
     def tokens(self, examples: Sequence[Example]) -> list[int]:
-        asked = [(self.tasks[example["task"]], example) for example in examples]
-        return [self.rows.whole(task.render(own), [task.target(own), *task.options(own)]) for task, own in asked]
+        found = []
+        for example in examples:
+            task, (rows, prompt) = self.tasks[example["task"]], self._asked(example)
+            found.append(rows.whole(prompt, [task.target(example), *task.options(example)]))
+        return found
 
     def prompt(self, example: Example, room: int | None = None) -> list[int]:
         """The tokens of an example's prompt, at most `room` (default: `max_length`)."""
-        return self.rows.prompt(self.tasks[example["task"]].render(example), room)
+        rows, prompt = self._asked(example)
+        return rows.prompt(prompt, room)
+
+    def _asked(self, example: Example) -> tuple[DecoderRows, str]:
+        """What makes the rows of an example's task, and the text of its prompt."""
+        task = self.tasks[example["task"]]
+        if task.kind == "chat":
+            return self.chats, self.chats.written(from_text(example["first"]))
+        return self.rows, task.render(example)
 
     def _rows_of(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], *, end: bool
@@ -164,8 +183,9 @@ class DecoderBatches(ModelKind):
         """One row for each answer of each example, with its end also where one of them begins another."""
         rows = []
         for example, own in zip(examples, answers, strict=True):
-            prompt, ends = self.tasks[example["task"]].render(example), end or self.rows.need_ends(own)
-            rows += [self.rows.row(prompt, answer, end=ends, beside=own) for answer in own]
+            made, prompt = self._asked(example)
+            ends = end or made.need_ends(own)
+            rows += [made.row(prompt, answer, end=ends, beside=own) for answer in own]
         return self.rows.pad(rows)
 
     def _choose(self, model: nn.Module, examples: Sequence[Example], max_tokens: int | None) -> Iterator[Record]:
@@ -208,11 +228,11 @@ class DecoderBatches(ModelKind):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=padding,
-                eos_token_id=sorted({self.rows.end, *ends_of(base_of(model))}),
+                eos_token_id=sorted({self._asked(examples[0])[0].end, *ends_of(base_of(model))}),
             )
         for row in written_BL[:, length:]:
             text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
-            yield {"prediction": _number(text) if self.tasks[index].kind == "regression" else text, "text": text}
+            yield {"prediction": number_in(text) if self.tasks[index].kind == "regression" else text, "text": text}
 
     def _room(self, model: nn.Module, max_new_tokens: int) -> int:
         """Tokens of a prompt at most, so that the answer has positions too."""
@@ -225,26 +245,3 @@ class DecoderBatches(ModelKind):
                 f"max_new_tokens={max_new_tokens}: give fewer."
             )
         return room
-
-
-def decoder_losses(logits_BLV: Tensor, labels_BL: Tensor, tasks_B: Tensor) -> dict[int, Tensor]:
-    """The mean cross-entropy over the answer tokens of each task that occurs, by its index."""
-    target_BL = labels_BL[:, 1:]
-    counted_BL = target_BL != IGNORED
-    # Answers are a few tokens of many, and a softmax is over the whole vocabulary: the others are left out first.
-    token_A = F.cross_entropy(logits_BLV[:, :-1][counted_BL].float(), target_BL[counted_BL], reduction="none")
-    task_A = tasks_B.unsqueeze(1).expand_as(target_BL)[counted_BL]
-    losses = {}
-    for index in tasks_B.unique().tolist():
-        own = task_A == index
-        losses[index] = token_A[own].sum() / own.sum().clamp_min(1)
-    return losses
-
-
-def _number(text: str) -> float:
-    """The number that a text begins with; 0 if it begins with none, so that what failed is scored, not dropped."""
-    try:
-        number = float(text.split()[0])
-    except (IndexError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0

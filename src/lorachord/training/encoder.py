@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorachord.data.metrics import WRITTEN
 from lorachord.data.task import Task
 from lorachord.fusion.predictions import Inputs
 from lorachord.heads import check_heads
@@ -54,7 +55,7 @@ class EncoderBatches(ModelKind):
         """Every task needs a head of its width, and the tokenizer a token for padding."""
         if self.tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no token for padding: set tokenizer.pad_token.")
-        written = [task.name for task in self.tasks if task.kind == "generation"]
+        written = [task.name for task in self.tasks if task.kind in WRITTEN]
         if written:
             raise ValueError(f"An encoder writes no text: leave out {', '.join(written)}, or take a decoder.")
         padding = getattr(base.config, "pad_token_id", None)

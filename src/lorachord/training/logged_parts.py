@@ -11,15 +11,14 @@ from torch import Tensor
 
 from lorachord.balance.base import Balance
 from lorachord.balance.by_loss import Equal
-from lorachord.data.task import Task
 from lorachord.surgery.operation import Operation
 from lorachord.training.units import say_zero
 
 
 class LoggedMixin:
-    """The log's part of `MultiTaskMixin`."""
+    """The log's part of `StepsByTask`."""
 
-    tasks: tuple[Task, ...]
+    task_names: tuple[str, ...]
     task_weights: Sequence[float]
     balance: Balance
     operation: Operation | None
@@ -48,14 +47,14 @@ class LoggedMixin:
             logs.update({name: float(torch.stack(parts).mean()) for name, parts in sorted(self._parts.items())})
             self._parts.clear()
             if self._logged_at == 0:
-                say_zero([task.name for task in self.tasks], logs)
+                say_zero(self.task_names, logs)
             steps = trainer.state.global_step - self._logged_at
             if self._skipped:
                 logs["loss"] = logs["loss"] * steps / (steps - self._skipped) if steps > self._skipped else math.nan
             self._logged_at, self._skipped = trainer.state.global_step, 0
             if not isinstance(self.balance, Equal):
-                for task, weight, scale in zip(self.tasks, self.balance.weights_T, self.task_weights, strict=True):
-                    logs[f"weight_{task.name}"] = float(weight) * scale
+                for name, weight, scale in zip(self.task_names, self.balance.weights_T, self.task_weights, strict=True):
+                    logs[f"weight_{name}"] = float(weight) * scale
             if self.operation is not None:
                 logs["surgery_conflicts"] = self.operation.conflicts
                 logs["surgery_moved"] = self.operation.moved

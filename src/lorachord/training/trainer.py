@@ -5,37 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from lorachord.balance.base import Balance
-from lorachord.balance.by_loss import Equal
 from lorachord.balance.popart import PopArt
 from lorachord.data.mixture import MixedDataset, Rows, TaskMixture
 from lorachord.data.task import Task, check_tasks
 from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_sets
-from lorachord.surgery.operation import Operation
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
-from lorachord.training.bad_numbers import MAX_BAD_STEPS, BadNumbersMixin
-from lorachord.training.balanced import BalancedMixin
-from lorachord.training.checkpoint_folders import CheckpointMixin
-from lorachord.training.decay import undecayed
+from lorachord.training.bad_numbers import MAX_BAD_STEPS
 from lorachord.training.kinds import kind_of
-from lorachord.training.logged_parts import LoggedMixin
-from lorachord.training.mixture_loader import default_mixture, mixture_loader
 from lorachord.training.model_checks import check_model
 from lorachord.training.model_kind import Record
 from lorachord.training.prompt_embeddings import with_intuition
 from lorachord.training.scoring import predict, score_records, summarise
-from lorachord.training.sharded import ShardedMixin
+from lorachord.training.steps_by_task import StepsByTask
 from lorachord.training.units import learn_in_units, moments_of
-from lorachord.tuner import penalties
 
 
-class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixin, ShardedMixin):
+class MultiTaskMixin(StepsByTask):
     """The multi-task parts, over any Trainer that calls `compute_loss` and `evaluate`.
 
     The loss of a step is the mean over the tasks that occur in its batch of `weight * mean loss of the task`, plus the
@@ -68,9 +58,6 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
             what would.
     """
 
-    # The losses are means over a task's own examples, so the Trainer divides by the accumulation steps.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -93,33 +80,28 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
     ) -> None:
         check_tasks(tasks)
         kind = kind_of(model)
-        self.task_weights = tuple(task_weights) if task_weights is not None else (1.0,) * len(tasks)
-        if len(self.task_weights) != len(tasks):
-            raise ValueError(f"task_weights has {len(self.task_weights)} entries for {len(tasks)} tasks.")
+        self.begin_steps(
+            args,
+            [task.name for task in tasks],
+            task_weights=task_weights,
+            surgeon=surgeon,
+            balance=balance,
+            watch=watch,
+            max_bad_steps=max_bad_steps,
+        )
         sets = training_sets(tasks, train_data, eval_data)
         self.tasks = sets.tasks
-        self.train_data: tuple[Rows, ...] = sets.train
         self.eval_data: tuple[Rows, ...] = sets.val
         self.kind = kind(tokenizer, self.tasks, max_length)
         check_model(self.kind, model)
-        sizes = [len(rows) for rows in self.train_data]
-        self.mixture = mixture if mixture is not None else default_mixture(sizes, args)
-        if list(self.mixture.schedule.sizes) != sizes:
-            raise ValueError(f"The mixture is of {list(self.mixture.schedule.sizes)} rows, and the tasks have {sizes}.")
+        self.mix(sets.train, mixture, args)
         self.max_new_tokens, self.max_tokens = max_new_tokens, max_tokens
-        self.surgeon, self.watch = surgeon, watch
-        self.operation: Operation | None = None
-        self.balance = balance if balance is not None else Equal([task.name for task in self.tasks])
         moments = moments_of(self.tasks, self.train_data)
         self.variances: dict[int, float | Tensor] = {
             index: moments[task.name][1] or 1.0 for index, task in enumerate(self.tasks) if task.name in moments
         }
         if self.kind.name == "encoder" and not isinstance(self.balance, PopArt):
             learn_in_units(model, moments)
-        self.start_log()
-        self.start_watching(max_bad_steps)
-        # It hides what is not finite; see `bad_numbers.py`.
-        args.logging_nan_inf_filter = False
         super().__init__(  # type: ignore[call-arg]
             model=model,
             args=args,
@@ -128,69 +110,26 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
             data_collator=self.kind,
             **keywords,
         )
-        self.start_balance()
-        self.start_checkpoints()
+        self.follow_steps()
         # Once, so that no step has to, and on the device that the Trainer has moved the model to.
         size, seed = args.per_device_eval_batch_size, args.seed
         self.train_data, self.eval_data = with_intuition(
             model, self.kind, self.train_data, self.eval_data, batch_size=size, seed=seed
         )
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The Trainer's choice, without what a method keeps from weight decay."""
-        names: list[str] = super().get_decay_parameter_names(model)  # type: ignore[misc]
-        kept = set(undecayed(model))
-        return [name for name in names if name not in kept]
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the mixture, not sharded again: the sampler knows its rank."""
-        args: TrainingArguments = self.args  # type: ignore[attr-defined]
-        return mixture_loader(MixedDataset(self.train_data), self.mixture, self.kind.collate, args)
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The mean over the batch's tasks of their weighted losses, plus penalties."""
-        if model.training:
-            self.before_forward(inputs)
-        losses, outputs = self.task_losses(model, inputs)
-        added = penalties(model)
-        if model.training and not self.finite_losses(losses, added):
-            # For its graph alone: no weight learns from it.
-            total = torch.stack(list(losses.values())).sum()
-            return (total, outputs) if return_outputs else total
-        if model.training:
-            parts = {f"loss_{self.tasks[index].name}": loss for index, loss in sorted(losses.items())}
-            for name, part in (parts | {f"penalty_{name}": term for name, term in added.items()}).items():
-                self._parts.setdefault(name, []).append(part.detach())
-        self.balance.train(model.training)
-        total = self.balance(losses, self.kind.counts(inputs), self.task_weights)
-        for term in added.values():
-            total = total + term.to(total.device)
-        return (total, outputs) if return_outputs else total
-
-    def training_step(self, model: nn.Module, *args: Any, **keywords: Any) -> Tensor:
-        """Forward and backward; at the end of an accumulation window, the operation on what they have left."""
-        loss: Tensor = super().training_step(model, *args, **keywords)  # type: ignore[misc]
-        trainer: Any = self
-        loss = torch.zeros_like(loss) if self._bad else loss
-        if trainer.accelerator.sync_gradients:
-            self.average_the_rest(model)
-            if not self.finite_gradients(model):
-                self.skip_step(model)
-            elif self.surgeon is not None:
-                scaler = trainer.accelerator.scaler
-                scale = 1.0 if scaler is None else scaler.get_scale()
-                self.operation = self.surgeon.operate(trainer.state.global_step, scale=scale)
-                if self.watch is not None:
-                    self.watch.see(self.operation, self.surgeon.rule, step=trainer.state.global_step + 1)
-        return loss
-
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
         """The loss of each task in a batch, by the task's index, and the model's outputs."""
         outputs = self.kind.forward(model, inputs)
         variances = {**self.variances, **self.balance.variances()}
         return self.kind.losses(outputs.logits, inputs, variances), outputs
+
+    def counts(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The number of examples or answer tokens of each task in a batch: (T,)."""
+        return self.kind.counts(inputs)
+
+    def numbers(self, inputs: Mapping[str, Any]) -> dict[int, Tensor]:
+        """The answers of each regression task in a batch, (examples,), by the task's index."""
+        return self.kind.numbers(inputs)
 
     def evaluate(
         self,

@@ -145,6 +145,18 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
         """Raise a ValueError if `get_delta_weight` would: an input-routed method, or a task needed and not named."""
         require_matrix(type(self._adapter(adapter)), self._named_task(adapter))
 
+    def require_readable(self) -> None:
+        """Raise a ValueError if the base weight is in a layout that nothing can be added to.
+
+        On a CPU, bitsandbytes packs a weight of 4 bits in the first pass in eval mode, and cannot read it any more.
+        """
+        state = getattr(self.get_base_layer().weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ValueError(
+                "A pass in eval mode on the CPU has packed the 4-bit weights, which bitsandbytes cannot read back: "
+                "load the base anew and merge before any pass, or export a LoRA, which needs no weights of the base."
+            )
+
     def _named_task(self, name: str) -> int | None:
         return self.shared.named.get(name, NO_CONTEXT).single_task
 
@@ -201,6 +213,7 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def _add_to_base(self, delta: Tensor, require_finite: str | None = None) -> None:
+        self.require_readable()
         weight = self.get_base_weight()
         # The sum is taken in the wider dtype: a bfloat16 sum would lose small updates twice.
         merged = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta.to(weight.device)

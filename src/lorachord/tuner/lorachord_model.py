@@ -135,6 +135,7 @@ class LorachordModel(BaseTuner):
         self._require_known(adapter_names or [])
         for layer in adapted_layers(self.model):
             layer.check_merged()
+            layer.require_readable()
             for name in layer.active_adapters if adapter_names is None else adapter_names:
                 if name in layer.lorachord_adapter:
                     layer.require_matrix(name)

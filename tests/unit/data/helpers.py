@@ -35,6 +35,9 @@ def rows(num: int, kind: str = "classification") -> list[Row]:
             row["label"] = index / 2
         if kind == "generation":
             row["label"] = f"answer {index}"
+        if kind == "chat":
+            roles = {"user": row["sentence1"], "assistant": f"answer {index}"}
+            row["sentence1"] = [{"role": role, "content": content} for role, content in roles.items()]
         if kind == "multiple_choice":
             row["choices"] = [f"left {index}", f"right {index}"]
         made.append(row)

@@ -54,7 +54,7 @@ def test_a_folder_gives_three_splits_without_overlap(tmp_path: Path, suffix: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_its_columns(tmp_path: Path, kind: str) -> None:
     data = load_task(at(folder(tmp_path, kind=kind), task(kind)))
-    types = {"regression": float, "generation": str}
+    types = {"regression": float, "generation": str, "chat": str}
     row = data.dev[1]
     assert type(row["label"]) is types.get(kind, int)
     assert row.get("choices") == (["left 1", "right 1"] if kind == "multiple_choice" else None)

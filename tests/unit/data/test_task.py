@@ -37,8 +37,9 @@ def test_defaults_follow_the_kind() -> None:
         "regression": "spearman",
         "multiple_choice": "accuracy",
         "generation": "rouge_l",
+        "chat": "rouge_l",
     }
-    assert [task(kind).num_outputs for kind in KINDS] == [2, 2, 1, 1, 0]
+    assert [task(kind).num_outputs for kind in KINDS] == [2, 2, 1, 1, 0, 0]
     assert task(labels=("a", "b", "c")).num_outputs == 3
     assert task().answers == ("no", "yes")
 
