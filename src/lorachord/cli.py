@@ -83,6 +83,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from lorachord.runs.constants import constant_scores
     from lorachord.runs.recipe import read_recipe
     from lorachord.runs.scores import score_table
+    from lorachord.runs.sequence import sequence_table
     from lorachord.runs.train import train
     from lorachord.runs.use import predictions
 
@@ -93,6 +94,9 @@ def _train(arguments: argparse.Namespace) -> None:
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
     show(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
+    if recipe.mode == "sequence":
+        print("\ndev after each task")
+        show(sequence_table(folder.metrics))
     print(f"The run is in {folder.path}.")
 
 

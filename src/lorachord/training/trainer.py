@@ -104,8 +104,8 @@ class MultiTaskMixin(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixi
         check_model(self.kind, model)
         sizes = [len(rows) for rows in self.train_data]
         self.mixture = mixture if mixture is not None else default_mixture(sizes, args)
-        if list(self.mixture.schedule.sizes) != sizes:
-            raise ValueError(f"The mixture is of {list(self.mixture.schedule.sizes)} rows, and the tasks have {sizes}.")
+        if list(self.mixture.sizes) != sizes:
+            raise ValueError(f"The mixture is of {list(self.mixture.sizes)} rows, and the tasks have {sizes}.")
         self.max_new_tokens, self.max_tokens = max_new_tokens, max_tokens
         self.surgeon, self.watch = surgeon, watch
         self.operation: Operation | None = None

@@ -15,9 +15,10 @@ import torch
 
 from lorachord.runs.compare.forgetting import forgetting
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.joint import REPORTED
 from lorachord.runs.recipe import recipe_from
 from lorachord.runs.scores import NORMALISED
-from lorachord.runs.train import REPORTED, train
+from lorachord.runs.train import train
 from lorachord.runs.use import predictions
 from lorachord.training.model_kind import Record
 
