@@ -75,8 +75,8 @@ def _add_lists(commands: Commands) -> None:
     runs.add_argument("--json", action="store_true", help="as JSON")
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
+def _add_recipe(parser: argparse.ArgumentParser, words: str = "a YAML file; see recipes/ and docs/recipes.md") -> None:
+    parser.add_argument("recipe", help=words)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
     parser.add_argument(
         "--data", metavar="DIR", help="a folder with a folder of files per task; default: the tasks' sources"
@@ -93,8 +93,12 @@ def _add_check(commands: Commands) -> None:
 
 def _add_train(commands: Commands) -> None:
     train = _command(commands, "train", "train from a recipe into a run folder")
-    _add_recipe(train)
-    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
+    _add_recipe(train, "a YAML file, see recipes/ and docs/recipes.md; with --add-task, a finished run")
+    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE, or RUN_and_TASKS")
+    words = "a YAML file with `tasks:`, which a finished run learns besides its own; its predictions are kept"
+    train.add_argument("--add-task", metavar="TASKS", help=words)
+    words = "with --add-task: new cores (the default, of task methods), all tasks' rows, or a fused adapter"
+    train.add_argument("--how", choices=("core", "replay", "fuse"), help=words)
     train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
     train.add_argument("--force", action="store_true", help="remove the run that --out holds first")
 

@@ -77,19 +77,18 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from lorachord.runs.arguments import ranks
     from lorachord.runs.constants import constant_scores
-    from lorachord.runs.recipe import read_recipe
+    from lorachord.runs.later import recipe_to_train
     from lorachord.runs.scores import score_table
     from lorachord.runs.sequence import sequence_table
     from lorachord.runs.train import train
     from lorachord.runs.use import predictions
 
-    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
-    out = arguments.out or Path("runs", Path(arguments.recipe).stem)
-    folder = train(recipe, out, data_dir=arguments.data, resume=arguments.resume, force=arguments.force)
+    named, settings, data = arguments.recipe, arguments.set, arguments.data
+    recipe, out = recipe_to_train(named, settings, data, add_task=arguments.add_task, how=arguments.how)
+    out = arguments.out or out
+    folder = train(recipe, out, data_dir=data, resume=arguments.resume, force=arguments.force)
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")

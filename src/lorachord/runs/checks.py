@@ -18,7 +18,7 @@ from lorachord.models.resolve import resolve
 from lorachord.runs.folder import check_names
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
-from lorachord.runs.starting import by_task, check_start, is_fitted
+from lorachord.runs.starting import by_task, check_start, is_fitted, routes
 from lorachord.surgery.surgeon import check_surgery
 from lorachord.tuner import Calibration, LorachordConfig
 
@@ -45,6 +45,8 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
         raise ValueError(
             f"mode sequence: {recipe.method['name']} is fitted to all tasks before training, so none can come later."
         )
+    if recipe.mode == "fused" and (recipe.method["name"] == "peft_dora" or routes(recipe.method["name"])):
+        raise ValueError(f"mode fused: {recipe.method['name']} is no low-rank update of the weights; take lora.")
     if recipe.start_from is not None:
         check_start(recipe, tasks)
     if recipe.model.kind == "encoder":

@@ -38,12 +38,14 @@ class Recipe:
             options. Default: none, their plain sum.
         balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` and the balance's options, as
             docs/recipes.md has them. Default: none, equally. With one task there is none.
-        mode: `joint` (default); `single`: the same once for each task alone, as a baseline; or `sequence`: the tasks
-            one after the other, in an order that is drawn by `training.order_seed`, with all of them scored after each.
-            `max_steps` are shared out, so that each task sees as many rows as in the joint run.
+        mode: `joint` (default); `single`: the same once for each task alone, as a baseline; `fused`: the same, and the
+            tasks' adapters averaged into one LoRA; or `sequence`: the tasks one after the other, in an order that is
+            drawn by `training.order_seed`, with all of them scored after each. But for `joint`, `max_steps` are shared
+            out, so that each task sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.
         start_from: the folder of a finished run of the same mode, base and method, whose adapter and heads this one
-            goes on with. Its tasks are the first of this one's. Default: new ones.
+            goes on with. Its tasks are the first of this one's. In mode `fused` it is a joint run, whose tasks are not
+            trained again. Default: new ones.
     """
 
     model: ModelPart
@@ -54,7 +56,7 @@ class Recipe:
     evaluation: EvaluationPart = field(default_factory=EvaluationPart)
     surgery: dict[str, Any] | None = None
     balance: dict[str, Any] | None = None
-    mode: Literal["joint", "single", "sequence"] = "joint"
+    mode: Literal["joint", "single", "sequence", "fused"] = "joint"
     seed: Seed = 0
     start_from: str | None = None
 
@@ -73,6 +75,8 @@ class Recipe:
             raise ValueError(f"tasks.learn is for mode joint: in mode {self.mode} each run learns one task.")
         if self.mode == "sequence":
             self._check_sequence()
+        if self.mode == "fused" and (self.surgery is not None or self.balance is not None):
+            raise ValueError("mode fused trains each task alone: leave out surgery and balance.")
 
     def _check_sequence(self) -> None:
         if self.surgery is not None or self.balance is not None:

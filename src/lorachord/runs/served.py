@@ -134,7 +134,7 @@ def find_served(path: str | Path) -> list[Served]:
     path = path.parent if inside else path
     if (path / "recipe.yaml").is_file():
         folder = last_stage(open_run(path))
-        if folder.recipe.mode == "joint":
+        if folder.recipe.mode != "single":
             return [ServedRun(folder)]
         return [ServedRun(open_run(path / task.name)) for task in folder.recipe.tasks.chosen()]
     found: list[Served] = [ServedExport(file.parent) for file in sorted(path.rglob(TASK_FILE))] if path.is_dir() else []

@@ -22,8 +22,8 @@ def single_recipes(recipe: Recipe, sizes: Sequence[int]) -> dict[str, Recipe]:
         training = replace(recipe.training, max_steps=steps[task.name])
         weights = {name: weight for name, weight in recipe.tasks.weights.items() if name == task.name}
         tasks = replace(recipe.tasks, only=(task.name,), weights=weights)
-        alone = replace(recipe, mode="joint", tasks=tasks, training=training, balance=None)
-        made[task.name] = start_of(alone, task.name)
+        alone = replace(start_of(recipe, task.name), mode="joint", tasks=tasks, training=training, balance=None)
+        made[task.name] = alone
     return made
 
 

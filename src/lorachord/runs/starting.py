@@ -49,6 +49,8 @@ def check_start(recipe: Recipe, tasks: Sequence[Task]) -> None:
             f"start_from: the adapter of {recipe.start_from} cannot go on here, since it was made for something else:"
             + "".join(f"\n  {line}" for line in lines)
         )
+    if recipe.mode == "fused" and len(tasks) == len(known):
+        raise ValueError("start_from: mode fused needs a task that the run does not have; there is none.")
     if len(tasks) > len(known):
         _check_growth(recipe, known)
 
@@ -60,6 +62,8 @@ def _check_growth(recipe: Recipe, known: Sequence[Task]) -> None:
         ValueError: they cannot.
     """
     method = recipe.method["name"]
+    if recipe.mode == "fused":
+        return
     if recipe.mode == "single":
         raise ValueError("start_from: in mode single each task has a run of its own; train the new tasks' alone.")
     if freezes(recipe, known):
@@ -76,6 +80,11 @@ def is_fitted(method: str) -> bool:
     """Whether a method looks at the rows of its tasks before it is trained on them."""
     cls = all_methods().get(method)
     return cls is not None and (issubclass(cls, Calibrated) or (issubclass(cls, PromptLevel) and cls.embeds))
+
+
+def routes(method: str) -> bool:
+    """Whether a method looks at the input."""
+    return method not in BASELINES and get_method(method).mixing is Mixing.INPUT
 
 
 def by_task(method: str) -> bool:
@@ -107,7 +116,8 @@ def _decisive(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, Any]:
         else LorachordConfig.build(method, tasks=names, **options)
     )
     return {
-        "mode": recipe.mode,
+        # Where adapters are fused, that of several tasks is one of them.
+        "mode": "joint" if recipe.mode == "fused" else recipe.mode,
         "model.name": part.name,
         "model.kind": part.kind,
         "model.gguf_file": part.gguf_file,
@@ -120,9 +130,14 @@ def _decisive(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def start_of(recipe: Recipe, task: str) -> Recipe:
-    """The recipe of one task of a run of mode `single`, going on from the same task's run."""
+    """The recipe of one task of a run of mode `single`, going on from the same task's run.
+
+    A task of mode `fused` begins with a new adapter.
+    """
     if recipe.start_from is None:
         return recipe
+    if recipe.mode == "fused":
+        return replace(recipe, start_from=None)
     return replace(recipe, start_from=str(Path(recipe.start_from, task)))
 
 

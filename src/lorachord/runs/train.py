@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lorachord.runs.arguments import mixture_of, ranks
 from lorachord.runs.auditing import audit_of, say
 from lorachord.runs.checks import check
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.fused import fuse_and_score
 from lorachord.runs.joint import REPORTED, prepared, train_jointly
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.run_lock import locked
@@ -77,8 +79,8 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
     mixture_of(recipe, data.sizes)
     # What only the model can refuse is refused before the folder is made, or an old one removed.
     first, its_data = recipe, data
-    if recipe.mode == "single":
-        first, its_data = start_of(recipe, tasks[0].name), data.alone(0)
+    if recipe.mode in ("single", "fused"):
+        first, its_data = replace(start_of(recipe, tasks[0].name), mode="joint"), data.alone(0)
     elif recipe.mode == "sequence":
         first = next(iter(stage_recipes(recipe, data.sizes, absolute(str(out))).values()))
         its_data = data.of(first.tasks.chosen())
@@ -90,6 +92,8 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
         say(audited)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir, audited)
+    if recipe.mode == "fused":
+        return _train_fused(folder, data, data_dir, audited)
     if recipe.mode == "sequence":
         return _train_in_sequence(folder, data, data_dir, audited)
     return train_jointly(folder, data, audited, *made)
@@ -106,23 +110,51 @@ def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
 def _train_singly(
     folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
 ) -> RunFolder:
-    runs = {}
-    for index, (name, recipe) in enumerate(single_recipes(folder.recipe, data.sizes).items()):
+    metrics = _each_alone(folder, data, data_dir, audited)
+    together: dict[str, Any] = {
+        split: report({name: own[split]["tasks"][name] for name, own in metrics.items()}) for split in REPORTED
+    }
+    together["training"] = {name: own["training"] for name, own in metrics.items()}
+    if audited is not None:
+        folder.write_json("metrics.json", {**together, "data": audited.to_dict()})
+    ranks().wait_for_everyone()
+    return folder
+
+
+def _train_fused(folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None) -> RunFolder:
+    metrics = _each_alone(folder, data, data_dir, audited)
+    if audited is not None:
+        adapters = {}
+        for task in data.tasks:
+            run = folder.path / task.name if task.name in metrics else Path(str(folder.recipe.start_from))
+            adapters[task.name] = run / "adapter"
+        training = {name: own["training"] for name, own in metrics.items()}
+        fuse_and_score(folder, data, adapters, audited, training)
+    ranks().wait_for_everyone()
+    return folder
+
+
+def _each_alone(
+    folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
+) -> dict[str, dict[str, Any]]:
+    """Train each task in a run of its own, in a folder of its name; returns their metrics.
+
+    In mode `fused`, without the tasks of the run that `start_from` names.
+    """
+    recipes, done = single_recipes(folder.recipe, data.sizes), 0
+    if folder.recipe.mode == "fused" and folder.recipe.start_from is not None:
+        done = len(RunFolder.open(folder.recipe.start_from).recipe.tasks.chosen())
+    metrics = {}
+    for index, (name, recipe) in list(enumerate(recipes.items()))[done:]:
         own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
         if not own.finished:
             logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
             alone = data.alone(index)
             known = None if audited is None else audited.alone(name)
             train_jointly(own, alone, known, *prepared(recipe, alone, own))
-        runs[name] = own.metrics
-    together: dict[str, Any] = {
-        split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
-    }
-    together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
-    if audited is not None:
-        folder.write_json("metrics.json", {**together, "data": audited.to_dict()})
-    ranks().wait_for_everyone()
-    return folder
+        ranks().wait_for_everyone()
+        metrics[name] = own.metrics
+    return metrics
 
 
 def _train_in_sequence(

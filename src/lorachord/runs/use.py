@@ -17,6 +17,7 @@ from lorachord.heads import heads_of
 from lorachord.messages import suggest
 from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.fused import with_heads
 from lorachord.runs.model import load_plain
 from lorachord.runs.progress import Progress
 from lorachord.runs.scores import read_records, scores_of
@@ -51,7 +52,7 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
     folder = last_stage(folder)
     tasks = folder.recipe.tasks.chosen()
     check_adapter(folder.path / "adapter")
-    base, kind = load_plain(folder.recipe, tasks, trained=True)
+    base, kind = load_plain(with_heads(folder.recipe), tasks, trained=True)
     model = load_onto(base, folder.path / "adapter")
     return model.eval(), kind, tasks
 
