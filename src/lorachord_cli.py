@@ -148,6 +148,8 @@ def _add_compare(commands: Commands) -> None:
     claims = "A:B, two rows each, with commas; default: every row against lora"
     compare.add_argument("--claims", default="", metavar="CLAIMS", help=claims)
     compare.add_argument("--effect", type=float, default=0.02, help="smallest difference that matters; default: 0.02")
+    words = "with commas: how many times as much the front lets each task count; default: 4"
+    compare.add_argument("--weights", default="4", metavar="WEIGHTS", help=words)
     compare.add_argument("--jobs", type=int, help="trials at once; default: one for each two CPUs")
     compare.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, HOST:PORT, or local")
     compare.add_argument("--time", metavar="TIME", help="end within 30m, 2h, ...: leaves out what does not fit")

@@ -86,9 +86,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import predictions
 
     named, settings, data = arguments.recipe, arguments.set, arguments.data
-    recipe, out = recipe_to_train(named, settings, data, add_task=arguments.add_task, how=arguments.how)
-    out = arguments.out or out
-    folder = train(recipe, out, data_dir=data, resume=arguments.resume, force=arguments.force)
+    recipe, usual = recipe_to_train(named, settings, data, add_task=arguments.add_task, how=arguments.how)
+    folder = train(recipe, arguments.out or usual, data_dir=data, resume=arguments.resume, force=arguments.force)
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
@@ -121,7 +120,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lorachord.runs.compare.command import Where, compare
-    from lorachord.runs.compare.compared_rows import split_rows
+    from lorachord.runs.compare.compared_rows import ratios_of, split_rows
     from lorachord.runs.compare.ladder import rates_of
     from lorachord.runs.compare.tables import terminal
     from lorachord.runs.compare.timing import seconds_of
@@ -138,6 +137,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         budget=arguments.budget,
         claims=split_rows(arguments.claims),
         effect=arguments.effect,
+        weights=ratios_of(arguments.weights),
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )

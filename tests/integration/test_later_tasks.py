@@ -126,7 +126,7 @@ def test_a_fused_run_of_new_adapters_is_their_average(tiny_bert: Path, task_file
 
 
 def test_generated_tasks_follow_those_of_the_same_lab(tiny_bert: Path, tmp_path: Path) -> None:
-    lab = {"name": "lab-contradiction", "k": 0.0, "num_tasks": 4, "num_train": 40, "num_dev": 20}
+    lab = {"name": "lab-contradiction", "k": 0.0, "num_tasks": 4, "num_train": 40, "num_dev": 1000}
     parts: dict[str, Any] = {"model": {"heads": "shared"}, "method": MTL, "training": {"max_steps": 2}}
     made = recipe(tiny_bert, tasks={"own": [], "lab": lab}, **parts)
     names = [task.name for task in made.tasks.chosen()]
