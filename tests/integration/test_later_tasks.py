@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import lorachord as lc
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.later import ways_of
 from lorachord.runs.strict import dump_yaml
 from lorachord.runs.train import train
 from lorachord.runs.use import evaluate, export_run
@@ -102,9 +103,10 @@ def test_replay_goes_on_with_all_rows(method: str, runs: Path, task_files: Path,
     assert not torch.equal(*(adapter(path)[next(iter(adapter(first)))] for path in (first, tmp_path / "learned")))
 
 
-def test_a_fused_adapter_answers_all_tasks(runs: Path, task_files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "mtl_lora"])
+def test_a_fused_adapter_answers_all_tasks(method: str, runs: Path, task_files: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ["train", str(runs / "lora"), "--add-task", str(tasks_file(tmp_path, task_files, *NEW))]
+    arguments = ["train", str(runs / method), "--add-task", str(tasks_file(tmp_path, task_files, *NEW))]
     assert main([*arguments, "--how", "fuse", "--out", str(run)]) == 0
     made = RunFolder.open(run)
     assert list(made.metrics["dev"]["tasks"]) == [*OLD, *NEW]
@@ -145,8 +147,10 @@ def test_generated_tasks_follow_those_of_the_same_lab(tiny_bert: Path, tmp_path:
 @pytest.mark.parametrize(
     ("method", "names", "others", "flags", "message"),
     [
-        ("lora", ["size"], {}, [], "lora has no parameters of one task.*\n  replay: .* costs .*\n  fuse: .* costs "),
-        ("lora", ["size"], {}, ["--how", "core"], "lora has no parameters of one task. Take replay or fuse"),
+        ("lora", ["size"], {}, [], "lora has no parameters of one task.*\n  replay: .* costs .*\n  fuse: .* costs .*"),
+        ("lora", ["size"], {}, ["--how", "core"], "lora has no parameters of one task.*\n  replay: "),
+        ("mtl_lora", ["size"], {"training": 3}, [], "training must be a mapping"),
+        ("mtl_lora", ["size"], {"training": {"max_step": 3}}, [], "training.max_step: there is no such key"),
         ("mtl_lora", ["colour"], {}, [], "the run has these tasks already: colour"),
         ("mtl_lora", [], {}, [], "new.yaml"),
         ("mtl_lora", ["size"], {"method": {"name": "lora"}}, [], "new.yaml has method; beside tasks only training"),
@@ -170,6 +174,18 @@ def test_what_cannot_follow_is_refused_before_training(
     captured = capsys.readouterr()
     assert re.search(message, captured.err, re.DOTALL)
     assert not out.exists()
+
+
+def test_each_method_is_offered_what_it_can_do() -> None:
+    expected = {
+        "lora": ["replay", "fuse"],
+        "mtl_lora": ["core", "replay", "fuse"],
+        "allot": ["core", "fuse"],
+        "hydralora": ["replay"],
+        "thanora": ["fuse"],
+        "mor1e": [],
+    }
+    assert {method: list(ways_of(method)) for method in expected} == expected
 
 
 def test_files_and_runs_that_will_not_do_are_refused(

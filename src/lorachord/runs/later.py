@@ -11,11 +11,11 @@ from lorachord.data.task import Task
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import Recipe, read_recipe, recipe_from
 from lorachord.runs.sequence import last_stage
-from lorachord.runs.starting import by_task
+from lorachord.runs.starting import by_task, is_fitted, routes
 from lorachord.runs.strict import load_yaml
 
 How = Literal["core", "replay", "fuse"]
-WAYS = (
+CORE, REPLAY, FUSE = (
     "core: all that is there is frozen, and the new tasks get cores of their own. It costs a training on their rows. "
     "The old tasks keep every prediction; the new ones have the old factors' directions and no others",
     "replay: the adapter goes on with the rows of all tasks. It costs a training on all rows, which must still be "
@@ -23,8 +23,18 @@ WAYS = (
     "fuse: an adapter of the new tasks' own is averaged with the old one. It costs a training on their rows, and some "
     "of both tasks' scores",
 )
-"""What a task that comes later can be given, and its price."""
+"""What a task that comes later can be given, and its price; see `ways_of`."""
 KEYS = ("tasks", "training")
+
+
+def ways_of(method: str) -> dict[str, str]:
+    """What a run of a method can do with tasks that come later: by the word of --how, the way and its price."""
+    ways = {"core": CORE} if by_task(method) else {}
+    if not is_fitted(method):
+        ways["replay"] = REPLAY
+    if not routes(method) and method != "peft_dora":
+        ways["fuse"] = FUSE
+    return ways
 
 
 def recipe_to_train(
@@ -36,7 +46,7 @@ def recipe_to_train(
         named: a recipe's file, or with `add_task` a finished run.
         settings, data_dir: see `read_recipe`.
         add_task: the file of new tasks. None for none.
-        how: see `later_recipe`.
+        how: see `ways_of`.
 
     Raises:
         ValueError: `how` without new tasks, or as `read_recipe` and `later_recipe`.
@@ -63,7 +73,7 @@ def later_recipe(
     Args:
         run: the finished run.
         path: a YAML file with `tasks`, as a recipe has them, and perhaps keys of `training` that differ from the run's.
-        how: see `WAYS`. Default: `core` for methods with parameters of one task each; others have none.
+        how: see `ways_of`. Default: `core` for methods with parameters of one task each; others have none.
         settings: `a.b=value`, of the whole recipe.
         data_dir: where the rows of all tasks lie. Default: those of the run's tasks where they lay then, and those of
             the new ones at their sources.
@@ -76,15 +86,18 @@ def later_recipe(
     recipe, method = found.recipe, found.recipe.method["name"]
     if recipe.mode != "joint":
         raise ValueError(f"--add-task: {run} is of mode {recipe.mode}; give a run with one adapter for all tasks.")
-    if how is None and not by_task(method):
+    ways = ways_of(method)
+    if (how or "core") not in ways:
+        listed = "".join(f"\n  {words}." for words in ways.values()) or f"\n  Train {method} anew on all tasks."
         raise ValueError(
             f"--add-task: {method} has no parameters of one task, so that new tasks change what the old ones get. Say "
-            f"how by --how.\n  {WAYS[1]}.\n  {WAYS[2]}."
+            f"how by --how:{listed}"
+            if "core" not in ways
+            else f"--how {how}: {method} has another way:{listed}"
         )
-    if how == "core" and not by_task(method):
-        raise ValueError(f"--how core: {method} has no parameters of one task. Take replay or fuse.")
     given = _read(path)
-    new = recipe_from({**recipe.to_dict(), **_tasks(recipe, given)}, str(path), (), Path(path).parent, data_dir)
+    own = {"training": _training(recipe, given), **_tasks(recipe, given)}
+    new = recipe_from({**recipe.to_dict(), **own}, str(path), (), Path(path).parent, data_dir)
     old, added = recipe.tasks.chosen(), new.tasks.chosen()
     repeated = [task.name for task in added if task.name in {own.name for own in old}]
     if repeated:
@@ -94,10 +107,7 @@ def later_recipe(
     tree["tasks"] = _together(recipe, new, str(path), found.data_dir if data_dir is None else None)
     tree["tasks"]["weights"] = weights
     tree["mode"] = "fused" if how == "fuse" else "joint"
-    tree["training"] |= given.get("training", {})
-    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if one in given.get("training", {}):
-            tree["training"][other] = given["training"].get(other)
+    tree["training"] = _training(recipe, given)
     tree["start_from"] = str(found.path.absolute())
     if how in (None, "core", "fuse"):
         # They work on what several tasks learn together.
@@ -111,13 +121,27 @@ def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"--add-task: there is no file {path}; it would hold `tasks:`, as a recipe does.")
-    given = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        given = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from None
     if not isinstance(given, dict) or not isinstance(given.get("tasks"), dict):
         raise ValueError(f"{path} names no tasks: write them below `tasks:`, as in a recipe.")
     others = [str(key) for key in given if key not in KEYS]
     if others:
         raise ValueError(f"{path} has {', '.join(others)}; beside tasks only training may differ from the run's.")
+    if not isinstance(given.get("training", {}), dict):
+        raise ValueError(f"{path}: training must be a mapping, as in a recipe.")
     return given
+
+
+def _training(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How the new run is trained: as the run was, but for the keys of the file. Epochs and steps exclude each other."""
+    made, own = dict(recipe.to_dict()["training"]), given.get("training", {})
+    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if one in own:
+            made[other] = None
+    return {**made, **own}
 
 
 def _tasks(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
