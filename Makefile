@@ -12,9 +12,9 @@ demo: .venv/installed
 QUICK := --seeds 1 --jobs 2 --set evaluation.max_rows=200
 earn-quick: .venv/installed
 	$(BIN)/lorachord compare recipes/earn/coding.yaml $(QUICK) $(if $(DATA),--data $(DATA)) --out runs/earn_quick/coding \
-	  --methods 'mtl_lora,hydralora,comol' --rates 1e-3 --set training.epochs=null --set training.max_steps=120 --time 4m
+	  --methods 'mtl_lora,hydralora,comol' --rates 1e-3 --set training.epochs=null --set training.max_steps=100 --time 280s
 	$(BIN)/lorachord compare recipes/earn/cue.yaml $(QUICK) --budget own --out runs/earn_quick/cue \
-	  --methods 'hydralora[r=1],comol[r=1],mtl_lora[r=1]' --rates 1e-3 --set training.max_steps=120 --time 4m
+	  --methods 'hydralora[r=1],comol[r=1],mtl_lora[r=1]' --rates 1e-3 --set training.max_steps=120 --time 280s
 
 test: .venv/ready
 	$(BIN)/ruff check .
