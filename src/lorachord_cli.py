@@ -76,8 +76,8 @@ def _add_lists(commands: Commands) -> None:
     runs.add_argument("--json", action="store_true", help="as JSON")
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a YAML file; see recipes/ and docs/recipes.md")
+def _add_recipe(parser: argparse.ArgumentParser, words: str = "a YAML file; see recipes/ and docs/recipes.md") -> None:
+    parser.add_argument("recipe", help=words)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a value of the recipe")
     parser.add_argument(
         "--data", metavar="DIR", help="a folder with a folder of files per task; default: the tasks' sources"
@@ -94,8 +94,12 @@ def _add_check(commands: Commands) -> None:
 
 def _add_train(commands: Commands) -> None:
     train = _command(commands, "train", "train from a recipe into a run folder")
-    _add_recipe(train)
-    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE")
+    _add_recipe(train, "a YAML file, see recipes/ and docs/recipes.md; with --add-task, a finished run")
+    train.add_argument("--out", metavar="DIR", help="the run folder; default: runs/RECIPE, or RUN_and_TASKS")
+    words = "a YAML file with `tasks:`, which a finished run learns besides its own; its predictions are kept"
+    train.add_argument("--add-task", metavar="TASKS", help=words)
+    words = "with --add-task: new cores (the default, of task methods), all tasks' rows, or a fused adapter"
+    train.add_argument("--how", choices=("core", "replay", "fuse"), help=words)
     train.add_argument("--resume", action="store_true", help="go on with the run that --out holds, if any")
     train.add_argument("--force", action="store_true", help="remove the run that --out holds first")
 
@@ -150,6 +154,8 @@ def _add_compare(commands: Commands) -> None:
     claims = "A:B, two rows each, with commas; default: every row against lora"
     compare.add_argument("--claims", default="", metavar="CLAIMS", help=claims)
     compare.add_argument("--effect", type=float, default=0.02, help="smallest difference that matters; default: 0.02")
+    words = "with commas: how many times as much the front lets each task count; default: 4"
+    compare.add_argument("--weights", default="4", metavar="WEIGHTS", help=words)
     compare.add_argument("--jobs", type=int, help="trials at once; default: one for each two CPUs")
     compare.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, HOST:PORT, or local")
     compare.add_argument("--time", metavar="TIME", help="end within 30m, 2h, ...: leaves out what does not fit")

@@ -28,6 +28,14 @@ The exit status is 0 where the recipe can be trained, with warnings or without, 
 lorachord train recipe.yaml --out runs/first
 lorachord train recipe.yaml --set method.r=4 --set seed=1 --out runs/second
 lorachord train recipe.yaml --out runs/first --resume      go on with a run that was stopped
+lorachord train recipe.yaml --set start_from=runs/first --out runs/more        go on with a finished one
+lorachord train runs/first --add-task new.yaml --out runs/more                 a new core for each new task
+lorachord train runs/first --add-task new.yaml --how replay --out runs/more    or all tasks' rows again
+
+--how with --add-task, and its price:
+  core     all that is there is frozen; old tasks keep every prediction, new ones have no other directions
+  replay   the adapter goes on with the rows of all tasks; old scores may change
+  fuse     an adapter of the new tasks' own is averaged with the old one; some of both scores is lost
 """,
     "evaluate": """
 lorachord evaluate runs/first                              from its saved predictions, without the model

@@ -76,22 +76,24 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from lorachord.runs.arguments import ranks
     from lorachord.runs.constants import constant_scores
-    from lorachord.runs.recipe import read_recipe
+    from lorachord.runs.later import recipe_to_train
     from lorachord.runs.scores import score_table
+    from lorachord.runs.sequence import sequence_table
     from lorachord.runs.train import train
     from lorachord.runs.use import predictions
 
-    recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
-    out = arguments.out or Path("runs", Path(arguments.recipe).stem)
-    folder = train(recipe, out, data_dir=arguments.data, resume=arguments.resume, force=arguments.force)
+    named, settings, data = arguments.recipe, arguments.set, arguments.data
+    recipe, usual = recipe_to_train(named, settings, data, add_task=arguments.add_task, how=arguments.how)
+    folder = train(recipe, arguments.out or usual, data_dir=data, resume=arguments.resume, force=arguments.force)
     # Of several processes: threads of gloo that outlive the interpreter abort it now and then.
     ranks().destroy_process_group()
     print(f"dev, {recipe.method['name']}, {recipe.mode}, seed {recipe.seed}")
     show(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
+    if recipe.mode == "sequence":
+        print("\ndev after each task")
+        show(sequence_table(folder.metrics))
     print(f"The run is in {folder.path}.")
 
 
@@ -120,7 +122,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lorachord.runs.compare.command import Where, compare
-    from lorachord.runs.compare.compared_rows import split_rows
+    from lorachord.runs.compare.compared_rows import ratios_of, split_rows
     from lorachord.runs.compare.ladder import rates_of
     from lorachord.runs.compare.tables import terminal
     from lorachord.runs.compare.timing import seconds_of
@@ -137,6 +139,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         budget=arguments.budget,
         claims=split_rows(arguments.claims),
         effect=arguments.effect,
+        weights=ratios_of(arguments.weights),
         data_dir=arguments.data,
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )

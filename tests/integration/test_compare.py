@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from lorachord.runs.compare.command import load_results
 from lorachord.runs.compare.plan import make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
+from lorachord.runs.compare.tables import as_csv, terminal
 from lorachord.runs.compare.trial import run_trial
 from lorachord.runs.compare.workers import RayCluster, Spec, Workers
+from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.strict import dump_yaml
 from lorachord.runs.use import predictions
@@ -139,6 +142,31 @@ def test_it_goes_on_from_its_small_files_alone(
     assert without_time(found) == without_time(made[1])
 
 
+def test_a_sequence_stands_beside_joint_and_fused_lora_with_its_loss(
+    base: Recipe, task_files: Path, tmp_path: Path
+) -> None:
+    folder = SweepFolder(tmp_path / "out")
+    methods = ["mtl_lora+sequence", "mtl_lora"]
+    plan = make_plan(replace(base, mode="sequence"), methods, data_dir=task_files, seeds=2, rates=(1e-2,))
+    state, workers = folder.begin(plan), Here()
+    run_sweep(folder, state, workers)
+    found = results(state)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows.keys() >= {"lora", "lora+sequence", "lora+fused", "single", "mtl_lora", "mtl_lora+sequence"}
+    assert not [name for name in rows if name.startswith("front")]
+    assert rows["mtl_lora+sequence"]["loss_of_earlier_tasks"] == 0.0
+    assert rows["lora"]["loss_of_earlier_tasks"] is None
+    runs = [RunFolder.open(tmp_path / f"out/trials/lora+sequence/0.01/seed{seed}") for seed in (0, 1)]
+    lost = [run.metrics["loss_of_earlier_tasks"]["mean"] for run in runs]
+    assert rows["lora+sequence"]["loss_of_earlier_tasks"] == pytest.approx(sum(lost) / 2)
+    assert "mtl_lora+sequence: loss of earlier tasks 0.000" in terminal(found)
+    assert ",loss of earlier tasks," in as_csv(found).splitlines()[0]
+    # It goes on, and nothing runs again.
+    again = Here()
+    run_sweep(folder, folder.begin(plan), again)
+    assert not again.ran
+
+
 def small_files(out: Path, folder: Path) -> Path:
     folder.mkdir()
     for name in ("sweep.json", "examples.json", "trials.jsonl"):
@@ -201,6 +229,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--methods", "mtl_lora[r=9]"], "meets no budget"),
         (["--methods", "mtl_lora", "--set", "mode=single"], "leave out mode"),
         (["--methods", "mtl_lora", "--set", "surgery={rule: ortho_lora}"], "leave out mode, surgery"),
+        (["--methods", "mtl_lora", "--weights", "1,2"], "--weights takes different numbers above 0"),
+        (["--methods", "lora+sequenc"], "Did you mean 'sequence'"),
         (["--methods", "mtl_lora", "--jobs", "0"], "--jobs is 0"),
         (["--methods", "mtl_lora", "--ray", "127.0.0.1:1"], "Ray"),
     ],

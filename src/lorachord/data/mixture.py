@@ -43,6 +43,7 @@ class TaskMixture(Sampler[list[tuple[int, int]]]):
     Args:
         sizes: rows of each task.
         batch_size: rows of a global batch.
+        learned: the indices of the tasks that batches are drawn from, rising. Default: all.
         rank, world_size: this process among all. Default 0 of 1.
         sampling, temperature, batches, num_batches, drop_last, every_task, seed: as in `Schedule`.
 
@@ -62,11 +63,14 @@ class TaskMixture(Sampler[list[tuple[int, int]]]):
         drop_last: bool = True,
         every_task: bool = False,
         seed: int = 0,
+        learned: Sequence[int] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.sizes = tuple(sizes)
+        self.learned = tuple(range(len(self.sizes)) if learned is None else learned)
         self.schedule = Schedule(
-            sizes=tuple(sizes),
+            sizes=tuple(self.sizes[task] for task in self.learned),
             batch_size=batch_size,
             sampling=sampling,
             temperature=temperature,
@@ -99,10 +103,14 @@ class TaskMixture(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         schedule, epoch = self.schedule, self.epoch
         drawn = [epoch * rows for rows in schedule.rows_per_epoch()]
-        rows = [_rows(schedule.seed, task, size, drawn[task]) for task, size in enumerate(schedule.sizes)]
-        for tasks in schedule.order(epoch):
+        rows = {
+            task: _rows(schedule.seed, task, self.sizes[task], own)
+            for task, own in zip(self.learned, drawn, strict=True)
+        }
+        for places in schedule.order(epoch):
+            tasks = [self.learned[place] for place in places]
             # Every rank draws the whole batch, so that the streams of rows stay in step.
-            batch = [(task, next(rows[task])) for task in tasks.tolist()]
+            batch = [(task, next(rows[task])) for task in tasks]
             yield batch[self.rank :: self.world_size]
 
 

@@ -20,6 +20,7 @@ from lorachord.runs.folder import RunFolder
 from lorachord.runs.model import base_name
 from lorachord.runs.parts import EvaluationPart, ModelPart
 from lorachord.runs.recipe import Recipe, read_recipe
+from lorachord.runs.sequence import last_stage
 from lorachord.runs.tasksets import TaskSet, load_data
 from lorachord.training.kinds import MODEL_KINDS
 from lorachord.training.model_kind import ModelKind
@@ -78,6 +79,7 @@ def find(adapters: Sequence[str], recipe: str | Path | None = None) -> list[Give
 
 
 def _of_run(run: RunFolder, name: str | None) -> list[Given]:
+    run = last_stage(run)
     tasks = [task.name for task in run.recipe.tasks.chosen()]
     if name is not None and name not in tasks:
         raise ValueError(f"{run.path} is no run of the task {name!r}; it has {', '.join(tasks)}.")

@@ -49,6 +49,7 @@ def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: 
         # Rounded up: an epoch has at least as many places as there are rows.
         drop_last=False,
         seed=recipe.seed,
+        learned=recipe.tasks.learned(),
         rank=rank,
         world_size=world_size,
     )

@@ -20,7 +20,7 @@ from lorachord.models.resolve import resolve
 from lorachord.runs.folder import check_names
 from lorachord.runs.model import base_name
 from lorachord.runs.recipe import Recipe
-from lorachord.runs.starting import check_start
+from lorachord.runs.starting import by_task, check_start, is_fitted, routes
 from lorachord.surgery.surgeon import check_surgery
 from lorachord.training.chat_rows import ChatRows
 from lorachord.tuner import Calibration, LorachordConfig
@@ -44,6 +44,12 @@ def check(recipe: Recipe, tasks: Sequence[Task]) -> None:
             raise ValueError(f"training.report_to: {name!r} is not installed or not known. {suggest(name, available)}")
     _check_method(recipe, names)
     _check_balance(recipe, tasks)
+    if recipe.mode == "sequence" and is_fitted(recipe.method["name"]) and not by_task(recipe.method["name"]):
+        raise ValueError(
+            f"mode sequence: {recipe.method['name']} is fitted to all tasks before training, so none can come later."
+        )
+    if recipe.mode == "fused" and (recipe.method["name"] == "peft_dora" or routes(recipe.method["name"])):
+        raise ValueError(f"mode fused: {recipe.method['name']} is no low-rank update of the weights; take lora.")
     if recipe.start_from is not None:
         check_start(recipe, tasks)
     if recipe.model.kind == "encoder":

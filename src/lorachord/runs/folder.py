@@ -12,7 +12,8 @@
     tensorboard/          event files, if asked for
     checkpoints/          to resume from; removed when the run is finished
 
-A run of mode `single` has such a folder for each task in place of adapter/, predictions/ and log.jsonl.
+A run of mode `single` has such a folder for each task in place of adapter/, predictions/ and log.jsonl; one of mode
+`sequence` has one for each stage, in stages/, of which the last holds its model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lorachord.whole import read_json, write_json, write_text
 logger = logging.getLogger("lorachord")
 
 FILES = ("recipe.yaml", "environment.json", "README.md", "metrics.json", "log.jsonl")
-FOLDERS = ("calibration", "adapter", "predictions", "surgery", "tensorboard", "checkpoints")
+FOLDERS = ("calibration", "adapter", "predictions", "surgery", "tensorboard", "checkpoints", "stages")
 """What a run folder holds, which no task can be called."""
 STARTING = ".starting"
 """Is in a folder while a run is put into it."""

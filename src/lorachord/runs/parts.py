@@ -97,6 +97,7 @@ class TasksPart:
             all of the tasks that are not named. Default: all.
         name_in_text: put each task's name before its texts, as in "team: the parcel is late": the cheapest way to tell
             a model its task. Default false.
+        learn: names of the tasks whose rows are trained on; the others are scored alone. Default: all.
         weights: of tasks' losses, by name. Default: 1 each, or what the lab prescribes.
         seed: of the choice of rows and of val. Default 0; kept while a run's own seed varies, so that seeds differ in
             training alone.
@@ -108,6 +109,7 @@ class TasksPart:
     lab: LabPart | None = None
     max_rows: Positive | dict[str, Positive] | None = None
     name_in_text: bool = False
+    learn: tuple[str, ...] | None = None
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     seed: Seed = 0
 
@@ -122,7 +124,17 @@ class TasksPart:
         for name in self.max_rows if isinstance(self.max_rows, dict) else ():
             if name not in known:
                 raise ValueError(f"max_rows names {name!r}, which is not among these tasks. {suggest(name, known)}")
-        self.chosen()
+        chosen = [task.name for task in self.chosen()]
+        if self.learn is not None and not self.learn:
+            raise ValueError("learn names no task; leave it out to learn all.")
+        for name in self.learn or ():
+            if name not in chosen:
+                raise ValueError(f"learn names {name!r}, which is not among these tasks. {suggest(name, chosen)}")
+
+    def learned(self) -> list[int]:
+        """The indices of the tasks whose rows are trained on."""
+        names = [task.name for task in self.chosen()]
+        return [index for index, name in enumerate(names) if self.learn is None or name in self.learn]
 
     def _all(self) -> Sequence[Task]:
         if self.lab is not None:
@@ -185,6 +197,7 @@ class TrainingPart:
         save_every: steps between checkpoints, from which --resume goes on. Default 200; with `eval_every`, every
             evaluation has one, since only what was saved can be kept as the best.
         max_bad_steps: steps with a loss or a gradient that is not finite to skip before the run ends. Default 10.
+        order_seed: of mode `sequence`, the seed of the tasks' order. Default: the run's own.
         report_to: integrations of transformers, such as tensorboard; they get the final scores too. Default none.
         run_name: of the run there. Default: the name of its folder.
         project: of the run there. Default lorachord.
@@ -206,6 +219,7 @@ class TrainingPart:
     patience: Positive | None = None
     save_every: Positive = 200
     max_bad_steps: Annotated[int, Field(ge=0)] = 10
+    order_seed: Seed | None = None
     report_to: tuple[str, ...] = ()
     run_name: str | None = None
     project: str = "lorachord"

@@ -38,11 +38,14 @@ class Recipe:
             options. Default: none, their plain sum.
         balance: what to weigh the tasks' losses by, beside `tasks.weights`: `name` and the balance's options, as
             docs/recipes.md has them. Default: none, equally. With one task there is none.
-        mode: `joint` (default), or `single`: the same once for each task alone, as a baseline. A single run of
-            `max_steps` gives each task its share of them, so that it sees as many rows as in the joint run.
+        mode: `joint` (default); `single`: the same once for each task alone, as a baseline; `fused`: the same, and the
+            tasks' adapters averaged into one LoRA; or `sequence`: the tasks one after the other, in an order that is
+            drawn by `training.order_seed`, with all of them scored after each. But for `joint`, `max_steps` are shared
+            out, so that each task sees as many rows as in the joint run.
         seed: of initial weights, order and dropout. Default 0.
-        start_from: the folder of a finished run of the same mode, base, method and tasks, whose adapter and heads this
-            one goes on with. Default: new ones.
+        start_from: the folder of a finished run of the same mode, base and method, whose adapter and heads this one
+            goes on with. Its tasks are the first of this one's. In mode `fused` it is a joint run, whose tasks are not
+            trained again. Default: new ones.
     """
 
     model: ModelPart
@@ -53,7 +56,7 @@ class Recipe:
     evaluation: EvaluationPart = field(default_factory=EvaluationPart)
     surgery: dict[str, Any] | None = None
     balance: dict[str, Any] | None = None
-    mode: Literal["joint", "single"] = "joint"
+    mode: Literal["joint", "single", "sequence", "fused"] = "joint"
     seed: Seed = 0
     start_from: str | None = None
 
@@ -68,6 +71,20 @@ class Recipe:
 
         if self.balance is not None and not isinstance(self.balance.get("name"), str):
             raise ValueError("balance needs a name, as in {name: running_scale}.")
+        if self.mode != "joint" and self.tasks.learn is not None:
+            raise ValueError(f"tasks.learn is for mode joint: in mode {self.mode} each run learns one task.")
+        if self.mode == "sequence":
+            self._check_sequence()
+        if self.mode == "fused" and (self.surgery is not None or self.balance is not None):
+            raise ValueError("mode fused trains each task alone: leave out surgery and balance.")
+
+    def _check_sequence(self) -> None:
+        if self.surgery is not None or self.balance is not None:
+            raise ValueError("mode sequence learns one task at a time: leave out surgery and balance.")
+        if self.training.eval_every is not None:
+            raise ValueError("mode sequence keeps the last adapter of each task: leave out training.eval_every.")
+        if self.start_from is not None:
+            raise ValueError("start_from: a sequence begins with a new adapter; take mode joint.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every default written out; `recipe_from` takes it back."""

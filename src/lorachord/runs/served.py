@@ -18,6 +18,7 @@ from lorachord.data.task import Source, Task
 from lorachord.models.pretrained import load_decoder, load_encoder
 from lorachord.runs.arguments import autocast_to
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.sequence import last_stage
 from lorachord.runs.usage import TASK_FILE
 from lorachord.runs.use import load_run, open_run
 from lorachord.training.kinds import MODEL_KINDS
@@ -133,8 +134,8 @@ def find_served(path: str | Path) -> list[Served]:
     inside = path.name == "adapter" and not (path / TASK_FILE).is_file() and (path.parent / "recipe.yaml").is_file()
     path = path.parent if inside else path
     if (path / "recipe.yaml").is_file():
-        folder = open_run(path)
-        if folder.recipe.mode == "joint":
+        folder = last_stage(open_run(path))
+        if folder.recipe.mode != "single":
             return [ServedRun(folder)]
         return [ServedRun(open_run(path / task.name)) for task in folder.recipe.tasks.chosen()]
     found: list[Served] = [ServedExport(file.parent) for file in sorted(path.rglob(TASK_FILE))] if path.is_dir() else []

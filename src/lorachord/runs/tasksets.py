@@ -54,6 +54,12 @@ class TaskSet:
         """One task of these."""
         return TaskSet(self.data[index : index + 1], self.weights[index : index + 1])
 
+    def of(self, tasks: Sequence[Task]) -> TaskSet:
+        """Some of these, in the order of `tasks`."""
+        position = {task.name: index for index, task in enumerate(self.tasks)}
+        chosen = [position[task.name] for task in tasks]
+        return TaskSet(tuple(self.data[index] for index in chosen), tuple(self.weights[index] for index in chosen))
+
     def split(self, name: str, max_rows: int | None, seed: int) -> list[Any]:
         """One split of every task, at most `max_rows` rows of each.
 

@@ -4,45 +4,29 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
-
-from lorachord.balance.make import make_balance
 from lorachord.data.audit import DataAudit
 from lorachord.hub import absolute
-from lorachord.runs.arguments import mixture_of, ranks, training_arguments
+from lorachord.runs.arguments import mixture_of, ranks
 from lorachord.runs.auditing import audit_of, say
-from lorachord.runs.calibrating import calibration_of
 from lorachord.runs.checks import check
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.log import RunLog
-from lorachord.runs.model import load_plain, new_adapter
-from lorachord.runs.progress import Progress
+from lorachord.runs.fused import fuse_and_score
+from lorachord.runs.joint import REPORTED, prepared, train_jointly
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.run_lock import locked
-from lorachord.runs.scores import report, save_scored
+from lorachord.runs.scores import report
+from lorachord.runs.sequence import sequence_metrics, stage_folder, stage_recipes
 from lorachord.runs.single_recipes import single_recipes
-from lorachord.runs.starting import saved_adapter, start_of
-from lorachord.runs.stopping import StopRequests
+from lorachord.runs.starting import start_of
 from lorachord.runs.tasksets import TaskSet, load_data
-from lorachord.runs.trackers import place_trackers, tell_scores, tensorboard
-from lorachord.surgery.surgeon import Surgeon
-from lorachord.surgery.watch import Watch
 from lorachord.training.checkpoint_folders import last_checkpoint
-from lorachord.training.model_kind import ModelKind
-from lorachord.training.trainer import MultiTaskTrainer
-from lorachord.tuner import Calibration
-from lorachord.whole import new_folder, read_json
+from lorachord.whole import read_json
 
 logger = logging.getLogger("lorachord")
-REPORTED = ("val", "dev")
-"""What a run scores in its end: what one may choose by, and what is reported."""
-CALIBRATION = "calibration"
 
 
 def train(
@@ -94,8 +78,13 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
     data = load_data(recipe, tasks, data_dir)
     mixture_of(recipe, data.sizes)
     # What only the model can refuse is refused before the folder is made, or an old one removed.
-    first = recipe if recipe.mode == "joint" else start_of(recipe, tasks[0].name)
-    made = _prepared(first, data if recipe.mode == "joint" else data.alone(0), found)
+    first, its_data = recipe, data
+    if recipe.mode in ("single", "fused"):
+        first, its_data = replace(start_of(recipe, tasks[0].name), mode="joint"), data.alone(0)
+    elif recipe.mode == "sequence":
+        first = next(iter(stage_recipes(recipe, data.sizes, absolute(str(out))).values()))
+        its_data = data.of(first.tasks.chosen())
+    made = prepared(first, its_data, found)
     folder = _start(out, recipe, data_dir=data_dir, resume=resume, force=force)
     audited = None
     if ranks().is_main_process:
@@ -103,19 +92,11 @@ def _train(recipe: Recipe, out: Path, data_dir: str | Path | None, resume: bool,
         say(audited)
     if recipe.mode == "single":
         return _train_singly(folder, data, data_dir, audited)
-    return _train_jointly(folder, data, audited, *made)
-
-
-def _prepared(
-    recipe: Recipe, data: TaskSet, resumed: RunFolder | None
-) -> tuple[PeftModel, ModelKind, Calibration | None]:
-    base, kind = load_plain(recipe, data.tasks, moments=data.moments)
-    if recipe.start_from is not None:
-        # What its method was fitted to is in the adapter.
-        return saved_adapter(recipe, base), kind, None
-    saved = None if resumed is None else resumed.path / CALIBRATION
-    calibration = calibration_of(recipe, base, kind, data, saved)
-    return new_adapter(recipe, base, data.tasks, calibration), kind, calibration
+    if recipe.mode == "fused":
+        return _train_fused(folder, data, data_dir, audited)
+    if recipe.mode == "sequence":
+        return _train_in_sequence(folder, data, data_dir, audited)
+    return train_jointly(folder, data, audited, *made)
 
 
 def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
@@ -129,117 +110,77 @@ def _start(path: str | Path, recipe: Recipe, **how: Any) -> RunFolder:
 def _train_singly(
     folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
 ) -> RunFolder:
-    runs = {}
-    for index, (name, recipe) in enumerate(single_recipes(folder.recipe, data.sizes).items()):
-        own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
-        if not own.finished:
-            logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
-            alone = data.alone(index)
-            known = None if audited is None else audited.alone(name)
-            _train_jointly(own, alone, known, *_prepared(recipe, alone, own))
-        runs[name] = own.metrics
+    metrics = _each_alone(folder, data, data_dir, audited)
     together: dict[str, Any] = {
-        split: report({name: metrics[split]["tasks"][name] for name, metrics in runs.items()}) for split in REPORTED
+        split: report({name: own[split]["tasks"][name] for name, own in metrics.items()}) for split in REPORTED
     }
-    together["training"] = {name: metrics["training"] for name, metrics in runs.items()}
+    together["training"] = {name: own["training"] for name, own in metrics.items()}
     if audited is not None:
         folder.write_json("metrics.json", {**together, "data": audited.to_dict()})
     ranks().wait_for_everyone()
     return folder
 
 
-def _train_jointly(
-    folder: RunFolder,
-    data: TaskSet,
-    audited: DataAudit | None,
-    model: PeftModel,
-    kind: ModelKind,
-    calibration: Calibration | None,
-) -> RunFolder:
-    """Train, score and save; `audited` is the audit of the data on the first rank, None on the others."""
-    recipe, evaluation = folder.recipe, folder.recipe.evaluation
-    if calibration is not None and ranks().is_main_process:
-        calibration.save(folder.path / CALIBRATION)
-    checkpoints = folder.path / "checkpoints"
-    trainer = _trainer(folder, data, model, kind)
-    last = last_checkpoint(checkpoints)
-    if last is not None:
-        logger.info("going on from %s", last)
-    began = time.monotonic()
-    stopping = StopRequests(folder.path)
-    trainer.add_callback(stopping)
-    if recipe.training.max_steps != 0:
-        with stopping.watching():
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    seconds = time.monotonic() - began
-
-    trainer.check_weights(model)
-    if trainer.is_world_process_zero():
-        with new_folder(folder.path / "adapter") as written:
-            model.save_pretrained(str(written))
-    metrics: dict[str, Any] = {}
-    for split in REPORTED:
-        rows = data.split(split, evaluation.max_rows, recipe.tasks.seed)
-        # Every rank predicts, and one tells.
-        stream = sys.stderr if trainer.is_world_process_zero() else None
-        with Progress(sum(map(len, rows)), stream=stream) as progress:
-            records = trainer.predict_tasks(rows, progress)
-        metrics[split] = save_scored(
-            folder.path / "predictions" / split, data.tasks, records, write=trainer.is_world_process_zero()
-        )
-    if trainer.is_world_process_zero():
-        tell_scores(trainer, folder.path, metrics, REPORTED)
-    metrics["training"] = {
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        "rows": {part.task.name: len(part.train) for part in data.data},
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
+def _train_fused(folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None) -> RunFolder:
+    metrics = _each_alone(folder, data, data_dir, audited)
     if audited is not None:
-        folder.write_json("metrics.json", {**metrics, "data": audited.to_dict()})
-        # Of no use to a finished run.
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        adapters = {}
+        for task in data.tasks:
+            run = folder.path / task.name if task.name in metrics else Path(str(folder.recipe.start_from))
+            adapters[task.name] = run / "adapter"
+        training = {name: own["training"] for name, own in metrics.items()}
+        fuse_and_score(folder, data, adapters, audited, training)
     ranks().wait_for_everyone()
     return folder
 
 
-def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind) -> MultiTaskTrainer:
-    recipe = folder.recipe
-    args = training_arguments(recipe, folder.path / "checkpoints")
-    place_trackers(recipe.training, folder.path)
-    evaluation = recipe.evaluation
-    surgeon = None
-    if recipe.surgery is not None and len(data.tasks) > 1:
-        surgeon = Surgeon(model, num_tasks=len(data.tasks), **recipe.surgery)
+def _each_alone(
+    folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
+) -> dict[str, dict[str, Any]]:
+    """Train each task in a run of its own, in a folder of its name; returns their metrics.
+
+    In mode `fused`, without the tasks of the run that `start_from` names.
+    """
+    recipes, done = single_recipes(folder.recipe, data.sizes), 0
+    if folder.recipe.mode == "fused" and folder.recipe.start_from is not None:
+        done = len(RunFolder.open(folder.recipe.start_from).recipe.tasks.chosen())
+    metrics = {}
+    for index, (name, recipe) in list(enumerate(recipes.items()))[done:]:
+        own = _start(folder.path / name, recipe, data_dir=data_dir, resume=True)
+        if not own.finished:
+            logger.info("%s alone (%d of %d)", name, index + 1, len(data.data))
+            alone = data.alone(index)
+            known = None if audited is None else audited.alone(name)
+            train_jointly(own, alone, known, *prepared(recipe, alone, own))
+        ranks().wait_for_everyone()
+        metrics[name] = own.metrics
+    return metrics
+
+
+def _train_in_sequence(
+    folder: RunFolder, data: TaskSet, data_dir: str | Path | None, audited: DataAudit | None
+) -> RunFolder:
+    recipes = stage_recipes(folder.recipe, data.sizes, folder.path.absolute())
+    metrics = []
+    for number, (name, recipe) in enumerate(recipes.items(), 1):
+        own = _start(stage_folder(folder.path, number), recipe, data_dir=data_dir, resume=True)
+        if not own.finished:
+            logger.info("%s, stage %d of %d", name, number, len(recipes))
+            known = None if audited is None else audited.alone(name)
+            some = data.of(recipe.tasks.chosen())
+            train_jointly(own, some, known, *prepared(recipe, some, own))
+        ranks().wait_for_everyone()
+        metrics.append(own.metrics)
     names = [task.name for task in data.tasks]
-    balance = None
-    if recipe.balance is not None:
-        moments = data.moments
-        balance = make_balance(tasks=names, model=model, regressions=list(moments), start=moments, **recipe.balance)
-    every, first = recipe.training.log_every, args.process_index == 0
-    trainer = MultiTaskTrainer(
-        model,
-        args,
-        tasks=kind.tasks,
-        tokenizer=kind.tokenizer,
-        max_length=kind.max_length,
-        train_data=[part.train for part in data.data],
-        eval_data=data.split("val", evaluation.max_rows, recipe.tasks.seed),
-        mixture=mixture_of(recipe, data.sizes, args.process_index, args.world_size),
-        task_weights=data.weights,
-        max_new_tokens=evaluation.max_new_tokens,
-        max_tokens=evaluation.max_tokens,
-        surgeon=surgeon,
-        balance=balance,
-        max_bad_steps=recipe.training.max_bad_steps,
-        watch=Watch(folder.path / "surgery", names, every=every, write=first),
-        callbacks=[RunLog(folder)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-    if recipe.training.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(recipe.training.patience))
-    if "tensorboard" in recipe.training.report_to and trainer.is_world_process_zero():
-        trainer.add_callback(tensorboard(folder.path))
-    return trainer
+    scores: dict[str, list[dict[str, float | None]]] = {
+        split: [{name: own[split]["tasks"].get(name, {}).get("score") for name in names} for own in metrics]
+        for split in REPORTED
+    }
+    together = {split: report({name: metrics[-1][split]["tasks"][name] for name in names}) for split in REPORTED}
+    together["training"] = {name: own["training"] for name, own in zip(recipes, metrics, strict=True)}
+    if audited is not None:
+        folder.write_json(
+            "metrics.json", {**together, **sequence_metrics(list(recipes), scores), "data": audited.to_dict()}
+        )
+    ranks().wait_for_everyone()
+    return folder

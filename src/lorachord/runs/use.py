@@ -17,9 +17,11 @@ from lorachord.heads import heads_of
 from lorachord.messages import suggest
 from lorachord.runs.arguments import autocast
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.fused import with_heads
 from lorachord.runs.model import load_plain
 from lorachord.runs.progress import Progress
 from lorachord.runs.scores import read_records, scores_of
+from lorachord.runs.sequence import last_stage
 from lorachord.runs.tasksets import load_rows
 from lorachord.runs.usage import name_labels, write_usage
 from lorachord.training.model_kind import ModelKind, Record
@@ -47,9 +49,10 @@ def load_run(run: str | Path) -> tuple[PeftModel, ModelKind, tuple[Task, ...]]:
     if folder.recipe.mode == "single":
         names = ", ".join(task.name for task in folder.recipe.tasks.chosen())
         raise ValueError(f"{run} holds a run for each task; name one of them: {run}/ {names}.")
+    folder = last_stage(folder)
     tasks = folder.recipe.tasks.chosen()
     check_adapter(folder.path / "adapter")
-    base, kind = load_plain(folder.recipe, tasks, trained=True)
+    base, kind = load_plain(with_heads(folder.recipe), tasks, trained=True)
     model = load_onto(base, folder.path / "adapter")
     return model.eval(), kind, tasks
 
@@ -95,6 +98,10 @@ def predictions(
     if folder.recipe.mode == "single":
         parts = [predictions(folder.path / task.name, split, data_dir=data_dir, again=again) for task in tasks]
         return {name: records for part in parts for name, records in part.items()}
+    if folder.recipe.mode == "sequence":
+        chosen = [task.name for task in tasks]
+        found = predictions(last_stage(folder).path, split, names=chosen, data_dir=data_dir, again=again)
+        return {name: found[name] for name in chosen}
     if data_dir is not None:
         return _predicted(folder, tasks, split, data_dir)
     saved = folder.path / "predictions" / split

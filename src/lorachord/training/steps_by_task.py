@@ -90,8 +90,8 @@ class StepsByTask(LoggedMixin, BadNumbersMixin, CheckpointMixin, BalancedMixin, 
         self.train_data = rows
         sizes = [len(own) for own in rows]
         self.mixture = mixture if mixture is not None else default_mixture(sizes, args)
-        if list(self.mixture.schedule.sizes) != sizes:
-            raise ValueError(f"The mixture is of {list(self.mixture.schedule.sizes)} rows, and the tasks have {sizes}.")
+        if list(self.mixture.sizes) != sizes:
+            raise ValueError(f"The mixture is of {list(self.mixture.sizes)} rows, and the tasks have {sizes}.")
 
     @abstractmethod
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:

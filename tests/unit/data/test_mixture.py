@@ -50,6 +50,16 @@ def test_rows_come_again_only_when_all_have_come(sampling: str, batches: str) ->
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_tasks_that_are_not_learned_are_not_drawn_and_the_others_are_as_without_them(sampling: str) -> None:
+    some = mixture(sampling=sampling, learned=(0, 2))
+    assert some.sizes == SIZES
+    drawn = epoch_of(some)
+    alone = epoch_of(mixture(sampling=sampling, sizes=(40, 8)))
+    assert [[task for task, _ in batch] for batch in drawn] == [[(0, 2)[task] for task, _ in batch] for batch in alone]
+    assert {row for batch in drawn for task, row in batch if task == 2} <= set(range(8))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_batches_are_full_and_sorted_by_task(sampling: str) -> None:
     for batch in epoch_of(mixture(sampling=sampling)):
         assert len(batch) == 8

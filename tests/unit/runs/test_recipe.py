@@ -123,7 +123,7 @@ def test_every_default_is_written_out() -> None:
         ({"model": {"head": "shared"}}, "model.head: there is no such key. Did you mean 'heads'?"),
         ({"mixture": {"sampling": "all"}}, "mixture.sampling: must be 'proportional', 'temperature', 'uniform' or"),
         ({"evaluation": {"max_rows": -1}}, "evaluation.max_rows: must be greater than or equal to 1; found -1"),
-        ({"mode": "both"}, "mode: must be 'joint' or 'single'; found 'both'"),
+        ({"mode": "both"}, "mode: must be 'joint', 'single', 'sequence' or 'fused'; found 'both'"),
         ({"seed": -1}, "seed: must be greater than or equal to 0; found -1"),
         ({"method": "lora"}, "method: must be an object; found 'lora'"),
         ({"method": {"r": 4}}, "method needs a name, as in {name: mtl_lora, r: 8}."),

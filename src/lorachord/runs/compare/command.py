@@ -14,8 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 from lorachord.runs.auditing import audit_of, say
-from lorachord.runs.compare.plan import Budget, Plan, make_plan
+from lorachord.runs.compare.compared_rows import FRONT_RATIO
+from lorachord.runs.compare.plan import Plan, make_plan
 from lorachord.runs.compare.results import results
+from lorachord.runs.compare.row_sizes import Budget
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
 from lorachord.runs.compare.tables import as_csv, as_markdown
 from lorachord.runs.compare.workers import Processes, RayCluster, Workers
@@ -69,6 +71,7 @@ def compare(
     budget: Budget = "equal",
     claims: Sequence[str] = (),
     effect: float = 0.02,
+    weights: Sequence[float] = (FRONT_RATIO,),
     data_dir: str | Path | None = None,
     where: Where | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def compare(
         budget: `equal` parameters within 2 % (default), or each row's `own`.
         claims: see `make_plan`.
         effect: the smallest difference of means that would matter. Default 0.02.
+        weights: how many times as much the front lets each task count. Default 4.
         data_dir: as for `train`.
         where: see `Where`.
 
@@ -107,6 +111,7 @@ def compare(
         effect=effect,
         threads=threads,
         data_dir=data_dir,
+        ratios=weights,
     )
     _check_data(plan)
     workers = _workers(where, threads, folder)

@@ -1,7 +1,8 @@
 """The rows of a comparison: what is trained, and how it differs from the recipe.
 
 A row is written as a method and what goes with it, joined by plus signs: `lora`, `mtl_lora[num_ups=1]`,
-`lora+ortho_lora`, `lora+running_scale`, `lora+name` (the task's name before the text).
+`lora+ortho_lora`, `lora+running_scale`, `lora+name` (the task's name before the text), `lora+sequence` (one task after
+the other), `lora+fused` (tasks alone, averaged).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from lorachord.surgery.surgeon import rule_names
 REFERENCE = "lora"
 """The row that all others are compared with: joint LoRA."""
 NAME = "name"
+Mode = Literal["joint", "single", "sequence", "fused"]
+MODES: tuple[Mode, ...] = ("sequence", "fused")
+"""Modes that a row can have beside its method."""
 UNTRAINED, SINGLE, NAMED, HIGH_RANK, FRONT = "untrained", "single", f"{REFERENCE}+{NAME}", "lora, high rank", "front"
 HIGH = 4
 """Times the reference's rank that the row of high rank has."""
@@ -39,7 +43,7 @@ class Row:
         name: as it is shown, unique.
         method: of the recipe: `name`, and options beside it.
         surgery, balance: of the recipe. Default: none.
-        mode: `joint` or `single`. Default joint.
+        mode: of the recipe. Default joint.
         named: whether the task's name stands before each text. Default false.
         weights: of the tasks' losses. Default: as the recipe has them.
         trained: false for the base as it is. Default true.
@@ -49,15 +53,18 @@ class Row:
     method: Mapping[str, Any]
     surgery: Mapping[str, Any] | None = None
     balance: Mapping[str, Any] | None = None
-    mode: Literal["joint", "single"] = "joint"
+    mode: Mode = "joint"
     named: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
     trained: bool = True
 
     @property
     def is_told(self) -> bool:
-        """Whether the model knows the task of a text from elsewhere than the text as it came."""
-        if self.named or self.mode == "single":
+        """Whether the model knows the task of a text from elsewhere than the text as it came.
+
+        Fused adapters count, since an encoder keeps the head of each.
+        """
+        if self.named or self.mode in ("single", "fused"):
             return True
         name = self.method["name"]
         return name not in BASELINES and all_methods()[name].mixing is Mixing.TASK
@@ -111,12 +118,14 @@ def parse_row(text: str, recipe: Recipe) -> Row:
         word, settings = _named(part)
         if word == NAME and not settings:
             made["named"] = True
+        elif word in MODES and not settings:
+            made["mode"] = word
         elif word in rule_names():
             made["surgery"] = {"rule": word, **settings}
         elif word in balance_names():
             made["balance"] = {"name": word, **settings}
         else:
-            near = suggest(word, [NAME, *rule_names(), *balance_names()])
+            near = suggest(word, [NAME, *MODES, *rule_names(), *balance_names()])
             raise ValueError(f"{text!r}: {word!r} is no rule of surgery, no balance and not {NAME!r}. {near}")
     return Row(**made)
 
@@ -126,28 +135,35 @@ def standing_rows(recipe: Recipe) -> tuple[Row, ...]:
 
     The base untrained, LoRA for each task alone, joint LoRA, the same with the task's name before the text, and joint
     LoRA of high rank. The front of fixed task weights is made when the reference's rate is known; see `front_rows`.
+    Where the recipe is a sequence, LoRA that learns one task after the other, and LoRAs of tasks alone, fused, as well.
     """
     plain = _shared(recipe, REFERENCE) | {"name": REFERENCE}
-    return (
+    rows = (
         Row(name=UNTRAINED, method=plain, trained=False),
         Row(name=REFERENCE, method=plain),
         Row(name=NAMED, method=plain, named=True),
         Row(name=SINGLE, method=plain, mode="single"),
         Row(name=HIGH_RANK, method=plain),
     )
+    later = tuple(Row(name=f"{REFERENCE}+{mode}", method=plain, mode=mode) for mode in MODES)
+    return (*rows, *(later if recipe.mode == "sequence" else ()))
 
 
-def front_rows(reference: Row, tasks: Sequence[str], weights: Mapping[str, float]) -> tuple[Row, ...]:
-    """Points of the front of fixed task weights beside equal ones: each lets one task count `FRONT_RATIO` times more.
+def front_rows(
+    reference: Row, tasks: Sequence[str], weights: Mapping[str, float], ratios: Sequence[float] = (FRONT_RATIO,)
+) -> tuple[Row, ...]:
+    """Points of the front of fixed task weights beside equal ones: each lets one task count more than the others.
 
     Args:
+        ratios: how many times as much. Default 4.
         weights: those of the recipe, which these multiply; their mean stays.
     """
-    scale = len(tasks) / (len(tasks) - 1 + FRONT_RATIO)
     rows = []
-    for chosen in tasks:
-        own = {task: weights.get(task, 1.0) * scale * (FRONT_RATIO if task == chosen else 1.0) for task in tasks}
-        rows.append(replace(reference, name=f"{FRONT}: {chosen} x{FRONT_RATIO:g}", weights=own))
+    for ratio in ratios:
+        scale = len(tasks) / (len(tasks) - 1 + ratio)
+        for chosen in tasks:
+            own = {task: weights.get(task, 1.0) * scale * (ratio if task == chosen else 1.0) for task in tasks}
+            rows.append(replace(reference, name=f"{FRONT}: {chosen} x{ratio:g}", weights=own))
     return tuple(rows)
 
 
@@ -192,3 +208,15 @@ def _split(text: str, mark: str) -> list[str]:
 def split_rows(text: str) -> list[str]:
     """The rows of a list with commas, as `--methods` has it."""
     return [part.strip() for part in _split(text, ",")]
+
+
+def ratios_of(text: str) -> list[float]:
+    """The numbers of a list with commas, as `--weights` has it.
+
+    Raises:
+        ValueError: no numbers.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights takes numbers with commas, as in 2,4,8; got {text!r}.") from None

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lorachord.core.budget import count_parameters
-from lorachord.core.config import LayerSpec
 from lorachord.data.task import Task
 from lorachord.messages import suggest
 from lorachord.runs.checks import check
 from lorachord.runs.compare.compared_rows import (
-    HIGH,
+    FRONT_RATIO,
     HIGH_RANK,
     NAMED,
     REFERENCE,
@@ -24,19 +22,13 @@ from lorachord.runs.compare.compared_rows import (
     parse_row,
     standing_rows,
 )
-from lorachord.runs.compare.fitting import fitted
+from lorachord.runs.compare.row_sizes import Budget, with_parameters
 from lorachord.runs.model import load_plain
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.tuner import target_layers
 
 Claim = tuple[str, str]
 """Two rows, of which the first is claimed to differ from the second."""
-Budget = Literal["equal", "own"]
-BESIDE = (
-    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
-    "align",
-)
-"""Keys of a recipe's method on which no number of parameters of a layer depends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +44,7 @@ class Plan:
         threads: of each trial.
         data_dir: as for `train`.
         parameters: of each row's adapter, without heads, and these over the budget; by name.
+        ratios: of the front; see `compared_rows.front_rows`.
     """
 
     recipe: Recipe
@@ -63,6 +56,7 @@ class Plan:
     threads: int
     data_dir: str | None
     parameters: Mapping[str, tuple[int, float]]
+    ratios: tuple[float, ...] = (FRONT_RATIO,)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -74,9 +68,14 @@ class Plan:
         return next(row for row in self.rows if row.name == name)
 
     def front_rows(self) -> tuple[Row, ...]:
-        """The points of the front of fixed task weights; see `compared_rows.front_rows`."""
+        """The points of the front of fixed task weights; see `compared_rows.front_rows`.
+
+        There are none where tasks are learned one after the other.
+        """
+        if any(row.mode == "sequence" for row in self.rows):
+            return ()
         names = [task.name for task in self.tasks]
-        return front_rows(self.row(REFERENCE), names, self.recipe.tasks.weights)
+        return front_rows(self.row(REFERENCE), names, self.recipe.tasks.weights, self.ratios)
 
     def any_row(self, name: str) -> Row:
         """A row or a point of the front by its name."""
@@ -85,6 +84,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `sweep.json` holds them; `from_dict` takes them back. Where the data lie is left out."""
         plain = asdict(replace(self, recipe=None, data_dir=None))  # type: ignore[arg-type]
+        if self.ratios == (FRONT_RATIO,):
+            # Comparisons that were begun without a choice of ratios go on.
+            del plain["ratios"]
         return {**plain, "recipe": self.recipe.to_dict()}
 
     @classmethod
@@ -99,6 +101,7 @@ class Plan:
                 "seeds": tuple(plain["seeds"]),
                 "rates": None if rates is None else tuple(rates),
                 "claims": tuple((first, second) for first, second in plain["claims"]),
+                "ratios": tuple(plain.get("ratios", (FRONT_RATIO,))),
                 "parameters": {name: (count, share) for name, (count, share) in plain["parameters"].items()},
             }
         )
@@ -115,11 +118,13 @@ def make_plan(
     effect: float = 0.02,
     threads: int = 1,
     data_dir: str | Path | None = None,
+    ratios: Sequence[float] = (FRONT_RATIO,),
 ) -> Plan:
     """A plan, with every row checked as a recipe of its own is.
 
     Args:
-        recipe: the base, the tasks and all that the rows share. Its method, with its rank, is the budget.
+        recipe: the base, the tasks and all that the rows share. Its method, with its rank, is the budget. Of mode
+            `sequence`, it adds rows; see `standing_rows`.
         methods: rows as `parse_row` reads them; the standing rows are added.
         seeds: how many; they are 0, 1, 2, ... after the recipe's own.
         rates: see `Plan`. Default: a ladder.
@@ -127,14 +132,17 @@ def make_plan(
             within 2 %. `own`: options stay as they are.
         claims: `A:B`, two rows each. Default: every method against the reference.
         effect: see `Plan`. Default 0.02.
-        threads, data_dir: see `Plan`.
+        threads, data_dir, ratios: see `Plan`.
 
     Raises:
         ValueError: an unknown row or claim, a budget that no rank meets, a recipe that cannot be compared.
     """
     _check_recipe(recipe, seeds, rates, effect)
+    if any(not 0 < ratio < float("inf") or ratio == 1 for ratio in ratios) or len(set(ratios)) != len(ratios):
+        raise ValueError("--weights takes different numbers above 0 and other than 1, as in 2,4,8.")
     asked = [parse_row(text, recipe) for text in methods]
     rows = list(standing_rows(recipe))
+    recipe = replace(recipe, mode="joint")
     rows += [row for row in asked if row.name not in {row.name for row in rows}]
     repeated = sorted({row.name for row in asked if [other.name for other in asked].count(row.name) > 1})
     if repeated:
@@ -145,7 +153,7 @@ def make_plan(
     base, _ = load_plain(recipe, tasks)
     kept = {key: value for key, value in recipe.method.items() if key in ("target_modules", "exclude_modules")}
     layers = target_layers(base, **kept)
-    rows, parameters = _with_parameters(rows, recipe, layers, len(tasks), budget_kind)
+    rows, parameters = with_parameters(rows, recipe, layers, len(tasks), budget_kind)
     for row in rows:
         try:
             check(row.recipe(recipe, rate=None, seed=recipe.seed), tasks)
@@ -162,14 +170,20 @@ def make_plan(
         threads=threads,
         data_dir=None if data_dir is None else str(Path(data_dir).expanduser().absolute()),
         parameters=parameters,
+        ratios=tuple(ratios),
     )
 
 
 def _check_recipe(recipe: Recipe, seeds: int, rates: Sequence[float] | None, effect: float) -> None:
-    if recipe.mode != "joint" or recipe.surgery is not None or recipe.balance is not None or recipe.tasks.name_in_text:
+    if (
+        recipe.mode not in ("joint", "sequence")
+        or recipe.surgery is not None
+        or recipe.balance is not None
+        or recipe.tasks.name_in_text
+    ):
         raise ValueError(
             "The recipe of a comparison is that of joint LoRA: leave out mode, surgery, balance and name_in_text. Rows "
-            "have them: --methods lora+ortho_lora,lora+running_scale."
+            "have them: --methods lora+ortho_lora,lora+running_scale. Mode sequence alone may stay."
         )
     if recipe.start_from is not None:
         raise ValueError("start_from: the rows of a comparison begin with new adapters.")
@@ -182,42 +196,6 @@ def _check_recipe(recipe: Recipe, seeds: int, rates: Sequence[float] | None, eff
         raise ValueError("--rates names a rate twice.")
     if not effect > 0:
         raise ValueError(f"--effect is {effect:g}; the smallest difference that matters is above 0.")
-
-
-def _with_parameters(
-    rows: Sequence[Row], recipe: Recipe, layers: Sequence[LayerSpec], num_tasks: int, kind: Budget
-) -> tuple[list[Row], dict[str, tuple[int, float]]]:
-    """The rows with options that meet the budget, and the parameters of each."""
-    reference, given = recipe.method["name"], {key: value for key, value in recipe.method.items() if key != "name"}
-    budget = _counted(reference, layers, num_tasks, given)
-    widest = min(min(layer.d_in, layer.d_out) for layer in layers)
-    made, parameters = [], {}
-    for row in rows:
-        name, options = row.method["name"], {key: value for key, value in row.method.items() if key != "name"}
-        if row.name == HIGH_RANK:
-            # As high as the layers let it be.
-            whole = fitted(name, layers, budget, num_tasks=num_tasks, options=_without_rank(options)).options["r"]
-            options["r"] = (
-                [min(HIGH * r, widest) for r in whole] if isinstance(whole, list) else min(HIGH * whole, widest)
-            )
-        elif kind == "equal":
-            # The reference's own rank is the budget, and any other method's is found.
-            beside = {key: value for key, value in options.items() if key in BESIDE}
-            own = {key: value for key, value in options.items() if key not in BESIDE}
-            options = {**fitted(name, layers, budget, num_tasks=num_tasks, options=own).options, **beside}
-        total = _counted(name, layers, num_tasks, options)
-        made.append(replace(row, method={"name": name, **options}))
-        parameters[row.name] = (total, total / budget)
-    return made, parameters
-
-
-def _without_rank(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "r"}
-
-
-def _counted(name: str, layers: Sequence[LayerSpec], num_tasks: int, options: Mapping[str, Any]) -> int:
-    own = {key: value for key, value in options.items() if key not in BESIDE}
-    return count_parameters(name, layers, num_tasks=num_tasks, options=own).total
 
 
 def _claim(text: str, names: Sequence[str]) -> Claim:

@@ -109,14 +109,16 @@ def _row(state: State, own: Settled, scores: Scores | None) -> dict[str, Any]:
         if any(at_chance([task], {task.name: state.records(trial, "dev")[task.name]}) for trial in own.trials)
     ]
     memory = [outcome.memory for outcome in outcomes if outcome.memory is not None]
-    lost = [outcome.forgetting for outcome in outcomes if outcome.forgetting is not None]
+    forgotten = [outcome.forgetting for outcome in outcomes if outcome.forgetting is not None]
+    lost = [outcome.lost for outcome in outcomes if outcome.lost is not None]
     made |= {
         "scores": tasks,
         "mean": fmean(tasks.values()),
         "worst": min(tasks.values()),
         "at_chance": chance,
         "by_seed": [fmean(scored.values()) for scored in by_seed],
-        "forgetting": fmean(lost) if lost else None,
+        "forgetting": fmean(forgotten) if forgotten else None,
+        "loss_of_earlier_tasks": fmean(lost) if lost else None,
         "seconds": fmean(outcome.seconds for outcome in outcomes),
         "memory": max(memory) if memory else None,
     }

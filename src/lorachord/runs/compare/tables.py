@@ -92,6 +92,11 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
         Edge.GIVEN.value: "g: the one rate that was given",
     }
     lines += [text for edge, text in meanings.items() if edge in used]
+    lines += [
+        f"{row['name']}: loss of earlier tasks {row['loss_of_earlier_tasks']:.3f}, from after each one to the end"
+        for row in rows
+        if row["loss_of_earlier_tasks"] is not None
+    ]
     lines += [f"{row['name']} failed: {row['failed']}" for row in found["rows"] if row["failed"]]
     lines += [
         textwrap.fill(f"{row['name']} has {_options(row)}.", WIDTH, subsequent_indent="  ")
@@ -146,7 +151,16 @@ def columns(found: Result) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of the whole table, for Markdown and CSV."""
     names = [task["name"] for task in found["tasks"]]
     header = ["row", "parameters", "share", "rate", "rate lies", *names, "mean", "worst", "against lora", "half width"]
-    header += ["smallest visible", "gap recovered", "forgetting", "seconds", "memory MiB", "merges", "told the task"]
+    header += [
+        "smallest visible",
+        "gap recovered",
+        "forgetting",
+        "loss of earlier tasks",
+        "seconds",
+        "memory MiB",
+        "merges",
+        "told the task",
+    ]
     cells = []
     for row in found["rows"]:
         if "mean" not in row:
@@ -155,6 +169,7 @@ def columns(found: Result) -> tuple[list[str], list[list[str]]]:
         numbers = [row["scores"][name] for name in names]
         numbers += [row["mean"], row["worst"], difference.get("value"), difference.get("half_width")]
         numbers += [difference.get("smallest"), None if gap is None else gap["value"], row["forgetting"]]
+        numbers.append(row["loss_of_earlier_tasks"])
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
         rate = "" if row["rate"] is None else f"{row['rate']:g}"
         cells.append(

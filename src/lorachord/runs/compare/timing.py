@@ -61,7 +61,7 @@ def trials_of(plan: Plan, row: Row) -> int:
 
 def front_trials(plan: Plan) -> int:
     """Those of the front of weights: each point once, two of them with the other seeds."""
-    return len(plan.tasks) + 2 * (len(plan.seeds) - 1)
+    return len(plan.front_rows()) + 2 * (len(plan.seeds) - 1)
 
 
 def shortened(state: State, size: int, seconds: float) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ import torch
 
 from lorachord.runs.compare.forgetting import forgetting
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.joint import REPORTED
 from lorachord.runs.recipe import recipe_from
 from lorachord.runs.scores import NORMALISED
-from lorachord.runs.train import REPORTED, train
+from lorachord.runs.train import train
 from lorachord.runs.use import predictions
 from lorachord.training.model_kind import Record
 
@@ -64,6 +65,7 @@ class Outcome:
         parameters: that were trained, heads included.
         memory: the process's highest, in bytes, where the system tells; on an accelerator, what was allocated on it.
         forgetting: see `forgetting.py`; None where it is not measured.
+        lost: what the earlier tasks of a sequence lose, the mean of `runs/sequence.lost`; None elsewhere.
         failed: why there are no predictions; None where there are.
         final: whether another rate would fail likewise.
     """
@@ -74,6 +76,7 @@ class Outcome:
     parameters: int = 0
     memory: int | None = None
     forgetting: float | None = None
+    lost: float | None = None
     failed: str | None = None
     final: bool = False
 
@@ -111,7 +114,7 @@ def _run(trial: Trial, path: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     try:
         run = train(recipe_from(spec["recipe"]), path, data_dir=spec["data_dir"], resume=True)
         found = {split: _predicted(run, split) for split in REPORTED}
-        lost = forgetting(run)
+        forgotten = forgetting(run)
     except FloatingPointError as error:
         return {"outcome": Outcome(trial=trial, found={}, failed=str(error)).to_dict(), "examples": {}}
     except ValueError as error:
@@ -128,7 +131,8 @@ def _run(trial: Trial, path: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         seconds=sum(part["seconds"] for part in parts),
         parameters=max(part["trainable_parameters"] for part in parts),
         memory=_peak(),
-        forgetting=lost,
+        forgetting=forgotten,
+        lost=run.metrics["loss_of_earlier_tasks"]["mean"] if run.recipe.mode == "sequence" else None,
     )
     examples = {split: _columns(records, ("idx", "label")) for split, records in found.items()}
     return {"outcome": outcome.to_dict(), "examples": examples}

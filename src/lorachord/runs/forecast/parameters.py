@@ -99,7 +99,7 @@ def parameters_of(
         name: rank_of(recipe, name) for name in (*all_methods(), *BASELINES) if name != own
     }
     heads, others = _heads(recipe, base, tasks), _others(recipe, base)
-    runs = len(tasks) if recipe.mode == "single" else 1
+    runs = len(tasks) if recipe.mode in ("single", "fused") else 1
     return tuple(_counted(name, options, layers, heads, others, runs, len(tasks)) for name, options in asked.items())
 
 
@@ -134,7 +134,7 @@ def _heads(recipe: Recipe, base: nn.Module, tasks: Sequence[str]) -> dict[str, i
     if found is not None:
         return {task: _size(found[1].of(task)) for task in tasks}
     own = _size(base.get_submodule(head_name(base)))
-    return dict.fromkeys(tasks, own) if recipe.mode == "single" else {SHARED_HEAD: own}
+    return dict.fromkeys(tasks, own) if recipe.mode in ("single", "fused") else {SHARED_HEAD: own}
 
 
 def _others(recipe: Recipe, base: nn.Module) -> int:

@@ -22,6 +22,7 @@ from lorachord.runs.inspect.model_figures import RowsOfRun
 from lorachord.runs.inspect.routing import routing
 from lorachord.runs.inspect.spectra import EVERY, Spectra, beside, spectra
 from lorachord.runs.inspect.subspaces import overlap
+from lorachord.runs.sequence import last_stage
 from lorachord.runs.use import load_run, open_run
 from lorachord.surgery.watch import read
 from lorachord.tuner import Calibration, LorachordConfig
@@ -118,6 +119,7 @@ def _of_model(model: nn.Module, batches: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def _of_run(run: RunFolder, split: str, max_rows: int, data_dir: str | Path | None) -> Inspection:
+    run = last_stage(run)
     tasks, method = [task.name for task in run.recipe.tasks.chosen()], run.recipe.method["name"]
     figures = _Figures()
     if run.recipe.mode == "single":

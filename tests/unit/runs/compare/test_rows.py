@@ -1,10 +1,11 @@
 """How rows are written, and the recipes that they stand for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lorachord.runs.compare.compared_rows import front_rows, parse_row, split_rows, standing_rows
+from lorachord.runs.compare.compared_rows import front_rows, parse_row, ratios_of, split_rows, standing_rows
 from tests.tiny_data import recipe
 
 BASE = recipe(Path("/tiny"), "colour", "size", method={"name": "lora", "r": 4, "dropout": 0.1, "target_modules": ["q"]})
@@ -48,6 +49,9 @@ def test_the_rows_that_are_told_the_task() -> None:
     assert parse_row("mtl_lora", BASE).is_told
     assert not parse_row("hydralora", BASE).is_told
     assert not parse_row("peft_lora", BASE).is_told
+    assert not parse_row("lora+sequence", BASE).is_told
+    assert parse_row("mtl_lora+sequence", BASE).is_told
+    assert parse_row("lora+fused", BASE).is_told
 
 
 def test_a_rows_recipe_differs_in_what_the_row_says_alone() -> None:
@@ -66,3 +70,19 @@ def test_a_point_of_the_front_favours_one_task_and_keeps_the_mean() -> None:
     for row, chosen in zip(rows, "abc", strict=True):
         assert sum(row.weights.values()) == pytest.approx(3)
         assert all(row.weights[chosen] == pytest.approx(4 * row.weights[task]) for task in "abc" if task != chosen)
+
+
+def test_a_front_has_a_point_for_each_task_and_ratio() -> None:
+    rows = front_rows(parse_row("lora", BASE), ["a", "b"], {"b": 3.0}, ratios=ratios_of("2,0.5"))
+    assert [row.name for row in rows] == ["front: a x2", "front: b x2", "front: a x0.5", "front: b x0.5"]
+    assert rows[0].weights == pytest.approx({"a": 4 / 3, "b": 3 * 2 / 3})
+    assert rows[3].weights == pytest.approx({"a": 4 / 3, "b": 3 * 2 / 3})
+    with pytest.raises(ValueError, match="--weights takes numbers with commas"):
+        ratios_of("high")
+
+
+def test_a_sequence_adds_lora_one_task_after_the_other_and_fused() -> None:
+    rows = {row.name: row for row in standing_rows(replace(BASE, mode="sequence"))}
+    assert rows.keys() - {row.name for row in standing_rows(BASE)} == {"lora+sequence", "lora+fused"}
+    assert [rows[name].mode for name in ("lora", "lora+sequence", "lora+fused")] == ["joint", "sequence", "fused"]
+    assert parse_row("mtl_lora+sequence", BASE).recipe(BASE, rate=1e-3, seed=3).mode == "sequence"

@@ -1,6 +1,7 @@
 """What a comparison wants next follows from its finished trials alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -93,3 +94,16 @@ def test_given_rates_are_all_that_is_tried() -> None:
     reference = next(found for found in state.settled()[0] if found.row.name == "lora")
     assert reference.choice is not None
     assert (sorted(reference.rates), reference.rate, reference.choice.edge) == ([5e-4, 1e-3], 1e-3, Edge.END)
+
+
+def test_a_comparison_of_sequences_has_no_front_of_weights() -> None:
+    assert plan_of().front_rows()
+    assert not plan_of("lora+sequence").front_rows()
+
+
+def test_a_plan_of_usual_ratios_is_written_as_before_there_was_a_choice() -> None:
+    plan = plan_of()
+    assert "ratios" not in plan.to_dict()
+    made = replace(plan, ratios=(2.0, 8.0))
+    assert made.to_dict()["ratios"] == (2.0, 8.0)
+    assert [row.name for row in made.front_rows()][::3] == ["front: colour x2", "front: other x8"]
