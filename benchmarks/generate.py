@@ -2,8 +2,8 @@
 
     python benchmarks/generate.py [--quick] [--json] [--device cuda]
 
-A random Llama of six blocks of 384 features, and adapters of rank 8 on all linears. Cases take turns in one process, and
-every row is the median over rounds of a ratio within the round. `--quick` takes fewer rounds and no prompts of 512.
+A random Llama of six blocks of 384 features, and adapters of rank 8 on all linears. Cases take turns in one process.
+Every row is the median over rounds of a ratio within the round. `--quick` takes fewer rounds, and prompts of 128.
 
 - `write`: 24 tokens, greedily, behind 16 prompts of 32. `lora` takes at most 1.02x of PEFT's LoRA; `mtl_lora` with
   eight tasks mixed at most 1.15x of `lora`, and under 0.6x of eight LoRAs of PEFT's mixed by `adapter_names`; a method
