@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorachord.core.steps import optimizer_steps
 from lorachord.kernels.products import Runs
 
 
@@ -29,6 +30,7 @@ class Prepared:
             nothing else.
         versions: how often each of them had been written to; None where that is not counted, as of tensors made in
             inference mode.
+        steps: the optimizer steps that had been taken: fused optimizers write without being counted.
         runs: the tasks of the samples.
         inner_XD: A' with the router's weight below it; A' alone where there is no router.
         matrix_BRS: the core of each sample, where these differ; else None.
@@ -40,6 +42,7 @@ class Prepared:
 
     made_of: tuple[tuple[Tensor, Tensor], ...]
     versions: tuple[int, ...] | None
+    steps: int
     runs: Runs | None
     inner_XD: Tensor
     matrix_BRS: Tensor | None
@@ -50,7 +53,9 @@ class Prepared:
 
     def holds(self, adapter: nn.Module, dtype: torch.dtype, runs: Runs | None) -> bool:
         """Whether it is what would be made now."""
-        if self.versions is None or self.inner_XD.dtype != dtype or (self.runs is not runs and self.runs != runs):
+        if self.versions is None or self.steps != optimizer_steps() or self.inner_XD.dtype != dtype:
+            return False
+        if self.runs is not runs and self.runs != runs:
             return False
         now = weights_of(adapter)
         return len(now) == len(self.made_of) and all(
@@ -116,5 +121,14 @@ def prepare(
     inner_XD = down_RD if router_ED is None else torch.cat([down_RD, router_ED])
     up_SO = up_OS.to(dtype).t().contiguous()
     return Prepared(
-        made_of, versions, runs, inner_XD.to(dtype), matrix_BRS, up_SO, scale, len(down_RD), routed=core is None
+        made_of,
+        versions,
+        optimizer_steps(),
+        runs,
+        inner_XD.to(dtype),
+        matrix_BRS,
+        up_SO,
+        scale,
+        num_down,
+        routed=core is None,
     )

@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
 
-
 FEW_ROWS = 64
 """With fewer of them one sort is faster than several searches, as it is one operation."""
 
