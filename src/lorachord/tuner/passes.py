@@ -107,7 +107,7 @@ class Passes:
         if mask is not None and mask_BL is None and given is not None:
             mask_BL = attended(inputs, given.shape[:2])
         found = {}
-        prepared = _prepared(inputs, batch, state.caller.named.prepared)
+        prepared = None if torch.compiler.is_compiling() else _prepared(inputs, batch, state.caller.named.prepared)
         for name in state.task_names:
             context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.caller.passing.generating)
             found[name] = replace(context, batch=batch, token_mask_BL=mask_BL, prepared=prepared)
@@ -170,7 +170,7 @@ def refuse_adapter_names(inputs: Mapping[str, Any]) -> None:
 
 def _prepared(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> Store | None:
     """The caller's store in a pass over one token of each sample behind a cache, without gradients; else None."""
-    if store is None or torch.compiler.is_compiling():
+    if store is None:
         return None
     behind_cache = inputs.get("past_key_values") is not None and batch.lengths[-1:] == (1,)
     if torch.is_grad_enabled() or not behind_cache:
