@@ -3,10 +3,27 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+OTHERS_SAY = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "steps": "max_steps",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+}
+"""Words that people bring from elsewhere, and ours for them."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question naming what lies near `word` in `known`, or nothing."""
-    near = get_close_matches(word, sorted(known), n=3, cutoff=0.5)
+    names = sorted(known)
+    if OTHERS_SAY.get(word) in names:
+        return f"Did you mean {OTHERS_SAY[word]!r}?"
+    near = get_close_matches(word, names, n=3, cutoff=0.5)
     return "Did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""
 
 

@@ -9,11 +9,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
+    LongformerConfig,
+    LongformerForSequenceClassification,
     PreTrainedModel,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 import lorachord as lc
@@ -365,3 +369,28 @@ def test_rows_in_another_order_are_refused_by_name():
     model = adapted(Transposing(), "mtl_lora", target_modules=["project"])
     with pytest.raises(ValueError, match=r"project got 15 rows for 3 samples"), lc.on_task(model, MIXED):
         model(torch.randn(3, 5, 6).double())
+
+
+def _tokens_first(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if kind == "xlnet":
+        return XLNetForSequenceClassification(
+            XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24, pad_token_id=0)
+        ).eval()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LongformerConfig(vocab_size=40, attention_window=[4, 4], max_position_embeddings=20, **sizes)
+    return LongformerForSequenceClassification(config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:all-linear misses")
+@pytest.mark.parametrize("kind", ["xlnet", "longformer"])
+@pytest.mark.parametrize("method", ["mtl_lora", "mixlora"])
+def test_as_many_samples_as_tokens_are_refused_where_tokens_lie_first(kind: str, method: str) -> None:
+    model = lc.attach(_tokens_first(kind), method, **OPTIONS[method])
+    perturb(model, 0.3)
+    ids = torch.randint(5, 40, (4, 4), generator=torch.Generator().manual_seed(1))
+    with lc.on_task(model, ["a", "b", "a", "c"]), pytest.raises(ValueError, match=r"got \d+ rows for 4 samples"):
+        model(input_ids=ids)
+    # One sample is whose all rows are.
+    with lc.on_task(model, ["a"]), torch.no_grad():
+        assert model(input_ids=ids[:1]).logits.isfinite().all()

@@ -67,11 +67,14 @@ class Batch:
         num_samples: B.
         lengths: every L of the pass: that of its input, and that of a decoder's beside an encoder's.
         images: None where the pass has none.
+        tokens_first: whether some layers of the model have the tokens along the first axis and the samples along the
+            second.
     """
 
     num_samples: int
     lengths: tuple[int, ...] = ()
     images: Images | None = None
+    tokens_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,12 @@ def _flat(x: Tensor) -> bool:
 def _even(x: Tensor, num_rows: int, batch: Batch) -> tuple[int, ...] | None:
     """The rows of each sample, where the samples lie along the first axis or one after another in the known lengths."""
     num_samples = batch.num_samples
+    if num_samples == 1:
+        return (num_rows,)
     along = x.dim() > 2 and len(x) == num_samples
+    if along and batch.tokens_first and x.shape[1] == num_samples:
+        # Either axis may be that of the samples.
+        return None
     if along or (_flat(x) and num_rows in (num_samples, *(num_samples * length for length in batch.lengths))):
         return (num_rows // num_samples,) * num_samples
     return None

@@ -24,7 +24,12 @@ def run_readme(path: Path, recipe: Recipe, data_dir: str | None, packages: Seque
     # Without the build's own suffix (2.13.0+cpu), which no index has.
     pins = " ".join(f"{name}=={version(name).partition('+')[0]}" for name in packages)
     again = [f"pip install {pins}", f"lorachord train {quote(str(path / 'recipe.yaml'))}{data} --out AGAIN"]
-    use = [f"lorachord evaluate {quote(str(path))} --split dev", *_leaving(path, recipe)]
+    first = recipe.tasks.chosen()[0].name
+    use = [
+        f"lorachord evaluate {quote(str(path))} --split dev",
+        f"lorachord predict {quote(str(path))} --task {quote(first)} --input NEW.csv --out ANSWERS.csv",
+        *_leaving(path, recipe),
+    ]
     return (
         f"# {recipe.method['name']} on {recipe.model.name}, {recipe.mode}, seed {recipe.seed}\n\n"
         f"Made by LoRAchord. To repeat it:\n\n{_block(again)}\n"

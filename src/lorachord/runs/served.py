@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +22,7 @@ from lorachord.runs.usage import TASK_FILE
 from lorachord.runs.use import load_run, open_run
 from lorachord.training.kinds import MODEL_KINDS
 from lorachord.training.model_kind import ModelKind
-from lorachord.tuner.adapter_files import CONFIG, check_adapter
+from lorachord.tuner.adapter_files import CONFIG, check_adapter, load_onto
 from lorachord.whole import read_json
 
 KEYS = ("model", "kind", "max_length", "tasks")
@@ -88,7 +87,7 @@ class ServedExport:
         """The base with the LoRA, or the merged model."""
         is_lora = (self.path / CONFIG).is_file()
         base, tokenizer = self._base(self._base_name(check_adapter(self.path)) if is_lora else str(self.path))
-        model = PeftModel.from_pretrained(base, str(self.path)) if is_lora else base
+        model = load_onto(base, self.path) if is_lora else base
         return model.eval(), MODEL_KINDS[self.told["kind"]](tokenizer, self.tasks, self.max_length)
 
     def _base(self, name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -21,6 +21,8 @@ MODALITIES = {
     "input_features": ("audio_token_id", "audio_token_index"),
     "input_values": ("audio_token_id", "audio_token_index"),
 }
+TOKENS_FIRST = ("xlnet", "longformer", "led", "fsmt", "bridgetower")
+"""transformers' types of models in which some layers have inputs of shape (L, B, X)."""
 GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
@@ -44,7 +46,8 @@ def batch_of(model: nn.Module, inputs: Mapping[str, Any], *, look: bool) -> Batc
     decoder = inputs.get("decoder_input_ids")
     if isinstance(decoder, Tensor):
         lengths.append(decoder.shape[1])
-    return Batch(len(given), tuple(lengths), _images(model, inputs) if look else None)
+    tokens_first = isinstance(model, PreTrainedModel) and model.config.model_type in TOKENS_FIRST
+    return Batch(len(given), tuple(lengths), _images(model, inputs) if look else None, tokens_first)
 
 
 def _images(model: nn.Module, inputs: Mapping[str, Any]) -> Images | None:

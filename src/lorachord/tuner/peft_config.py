@@ -21,6 +21,8 @@ from lorachord.tuner.card import write_card
 
 FORMAT_VERSION = 1
 PEFT_NAME = "LORACHORD"
+USUAL = ("tasks", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "align")
+"""The fields that people set, of those that are no method's."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ class LorachordConfig(PeftConfig):
         known = {spec.name for spec in fields(get_method(method).Config)}
         for key in keywords:
             if key not in own | known:
-                raise ValueError(f"{method} has no option {key!r}. {suggest(key, own | known)}")
+                raise ValueError(f"{method} has no option {key!r}. {suggest(key, known.union(USUAL))}")
         options = {key: value for key, value in keywords.items() if key in known}
         return cls(method=method, options=options, **{key: keywords[key] for key in keywords.keys() & own})
 

@@ -1,0 +1,7 @@
+"""`python -m lorachord`: the command, for an interpreter that has no `lorachord` on its path."""
+
+import sys
+
+from lorachord_cli import main
+
+sys.exit(main())
