@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorachord.core.context import Batch, Images
+from lorachord.core.prepared import Store
 
 # What a model is given, and the names of the token that stands for it in its config.
 MODALITIES = {
@@ -130,3 +131,15 @@ def is_packed(inputs: Mapping[str, Any]) -> bool:
         # The positions of padding mean nothing.
         anew_BL = anew_BL & mask_BL[:, 1:].bool() & mask_BL[:, :-1].bool()
     return bool(torch.any(anew_BL))
+
+
+def store_of(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> Store | None:
+    """The store of a block in a pass over one token of each sample behind a cache, without gradients; else None."""
+    if store is None:
+        return None
+    behind_cache = inputs.get("past_key_values") is not None and batch.lengths[-1:] == (1,)
+    if torch.is_grad_enabled() or not behind_cache:
+        # What is read anew is read by the weights of now.
+        store.clear()
+        return None
+    return store

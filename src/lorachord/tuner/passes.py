@@ -20,8 +20,7 @@ from transformers import GenerationMixin
 from lorachord.core.adapter import Adapter
 from lorachord.core.align import Alignment
 from lorachord.core.context import NO_CONTEXT, Batch, Context, PenaltyFrom
-from lorachord.core.prepared import Store
-from lorachord.tuner.batches import batch_of, first_input
+from lorachord.tuner.batches import batch_of, first_input, store_of
 from lorachord.tuner.callers import Contexts
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
@@ -107,7 +106,7 @@ class Passes:
         if mask is not None and mask_BL is None and given is not None:
             mask_BL = attended(inputs, given.shape[:2])
         found = {}
-        prepared = None if torch.compiler.is_compiling() else _prepared(inputs, batch, state.caller.named.prepared)
+        prepared = None if torch.compiler.is_compiling() else store_of(inputs, batch, state.caller.named.prepared)
         for name in state.task_names:
             context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.caller.passing.generating)
             found[name] = replace(context, batch=batch, token_mask_BL=mask_BL, prepared=prepared)
@@ -166,18 +165,6 @@ def refuse_adapter_names(inputs: Mapping[str, Any]) -> None:
             "adapter_names= is not served: all samples of a pass have the active adapters. Call set_adapter(name), and "
             "make a pass for each adapter; the tasks of one adapter may be mixed, with lorachord.on_task(model, tasks)."
         )
-
-
-def _prepared(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> Store | None:
-    """The caller's store in a pass over one token of each sample behind a cache, without gradients; else None."""
-    if store is None:
-        return None
-    behind_cache = inputs.get("past_key_values") is not None and batch.lengths[-1:] == (1,)
-    if torch.is_grad_enabled() or not behind_cache:
-        # What is read anew is read by the weights of now.
-        store.clear()
-        return None
-    return store
 
 
 def _of_batch(context: Context, batch: Batch, *, repeats: bool) -> Context:
