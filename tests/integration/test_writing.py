@@ -235,6 +235,11 @@ def test_what_is_written_to_data_counts_from_the_next_prompt_on() -> None:
             if parameter.requires_grad:
                 # No count of writes sees this one.
                 parameter.data.mul_(2)
+        # A prompt of one token looks like one that is written, but for its cache.
+        short = dict(input_ids=IDS[:, :1], attention_mask=torch.ones(4, 1))
+        found = model(**short, past_key_values=DynamicCache()).logits
+        with torch.enable_grad():
+            close(found, model(**short).logits.detach())
         cache = DynamicCache()
         begun(model, cache)
         close(next_logits(model, copy.deepcopy(cache), 0), by_gradients(model, cache, 0))

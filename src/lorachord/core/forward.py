@@ -149,7 +149,7 @@ class Pass(nn.Module, ABC):
             y_BX = (found.inner_XD @ x[:, 0].t()).t() if self.rows_last else F.linear(x[:, 0], found.inner_XD)
             h_BR, seen_BX = y_BX.tensor_split((found.num_down,), dim=1)
             seen = x if seen_BX.shape[1] == 0 else seen_BX.unsqueeze(1)
-            h_B1S = self.core(h_BR.unsqueeze(1), seen, ctx).to(x.dtype)
+            h_B1S = self.core(h_BR.unsqueeze(1), seen, ctx.to(x.device)).to(x.dtype)
         return add_rows(h_B1S, found.up_SO, frozen(x), found.scale, overwrite=alone)
 
     def _inner(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from lorachord.core.context import Batch, Images
 from lorachord.core.prepared import Store
@@ -137,8 +138,9 @@ def store_of(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> St
     """The store of a block in a pass over one token of each sample behind a cache, without gradients; else None."""
     if store is None:
         return None
-    behind_cache = inputs.get("past_key_values") is not None and batch.lengths[-1:] == (1,)
-    if torch.is_grad_enabled() or not behind_cache:
+    cache = inputs.get("past_key_values")
+    single = isinstance(cache, Cache) and batch.lengths[-1:] == (1,)
+    if torch.is_grad_enabled() or not single or cache.get_seq_length() == 0:
         # What is read anew is read by the weights of now.
         store.clear()
         return None
