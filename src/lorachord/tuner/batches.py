@@ -139,8 +139,8 @@ def store_of(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> St
     if store is None:
         return None
     cache = inputs.get("past_key_values")
-    single = isinstance(cache, Cache) and batch.lengths[-1:] == (1,)
-    if torch.is_grad_enabled() or not single or cache.get_seq_length() == 0:
+    behind_cache = isinstance(cache, Cache) and batch.lengths[-1:] == (1,) and cache.get_seq_length() > 0
+    if torch.is_grad_enabled() or not behind_cache:
         # What is read anew is read by the weights of now.
         store.clear()
         return None
