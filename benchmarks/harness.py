@@ -63,7 +63,11 @@ class Rounds:
 
     def ratio(self, case: str, baseline: str) -> float:
         """Median over rounds of `case`'s time divided by `baseline`'s in the same round."""
-        return median(a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True))
+        return self.ratio_and_error(case, baseline)[0]
+
+    def ratio_and_error(self, case: str, baseline: str) -> tuple[float, float | None]:
+        """The same, and its standard error over the rounds."""
+        return median_and_error([a / b for a, b in zip(self.seconds[case], self.seconds[baseline], strict=True)])
 
 
 def _finished(step: Step) -> object:

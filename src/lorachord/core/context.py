@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorachord.core.prepared import Store
 from lorachord.kernels.devices import moved
 from lorachord.kernels.products import Runs
 
@@ -99,6 +100,8 @@ class Context:
         batch: the rows that the pass began with; None outside of a pass through the whole model.
         samples_U: in a layer whose samples have different numbers of rows, the sample of each unit; else None.
         halves: `half_runs` where they are not to be taken from `runs`.
+        prepared: in a pass over one token of each sample, in which nothing is differentiated, where adapters keep what
+            they have made of their weights; else None.
     """
 
     task_ids_B: Tensor | None = None
@@ -114,6 +117,7 @@ class Context:
     batch: Batch | None = None
     samples_U: Tensor | None = None
     halves: Runs | None = None
+    prepared: Store | None = None
 
     @classmethod
     def of_tasks(cls, ids: list[int], device: torch.device | None = None) -> Self:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from lorachord.core.align import Alignment
 from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import NO_CONTEXT, Context, Mixing
+from lorachord.core.prepared import Store, prepare
 from lorachord.core.probes import Probes
 from lorachord.core.rows import by_unit, laid_out
 from lorachord.kernels.blocks import blocks_linear
 from lorachord.kernels.inner import inner_products
-from lorachord.kernels.linear import rows_linear
+from lorachord.kernels.linear import add_rows, rows_linear
 from lorachord.kernels.products import Runs
 
 Frozen = Callable[[Tensor], Tensor]
@@ -89,6 +90,8 @@ class Pass(nn.Module, ABC):
                 "`with lorachord.on_task(model, tasks):`, in the thread or coroutine that makes it, or pass "
                 "`lorachord_tasks=` to the model."
             )
+        if ctx.prepared is not None and self._single(x, ctx):
+            return self._lean(x, frozen, ctx, ctx.prepared, alone)
         # Where nothing is differentiated, no gradients are collected.
         probes = self.probes if torch.is_grad_enabled() else None
         aligned = self.aligned if self.training else None
@@ -118,6 +121,36 @@ class Pass(nn.Module, ABC):
             up_OS, up_TOS = self.up_weight().to(dtype), None if probes is None else probes.up_TOS
             y = rows_linear(h, up_OS, out=onto, scale=self.scale, probe_TOI=up_TOS, row_runs=runs, overwrite=overwrite)
         return y if out.dtype == dtype else out + y.to(out.dtype)
+
+    def _single(self, x: Tensor, ctx: Context) -> bool:
+        """Whether a layer's input is one token of each sample of the pass, and nothing is differentiated."""
+        batch = ctx.batch
+        return (
+            batch is not None
+            and x.dim() == 3
+            and x.shape[:2] == (batch.num_samples, 1)
+            and not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
+            and not torch.compiler.is_compiling()
+        )
+
+    def _lean(self, x: Tensor, frozen: Frozen, ctx: Context, store: Store, alone: bool) -> Tensor:
+        """The pass over one token (B, 1, D) of each sample, by what was made of the weights for an earlier one."""
+        found = store.get(self)
+        if found is None or not found.holds(self, x.dtype, ctx.runs):
+            inner, routed = (self.down_weight(), self.router_weight()), self.mixing is Mixing.INPUT
+            core = None if routed else lambda eye_BRR: self.core(eye_BRR, None, ctx.to(eye_BRR.device))
+            found = prepare(self, x.dtype, ctx.runs, inner, self.up_weight(), self.scale, core)
+            store[self] = found
+        if not found.routed:
+            h_B1S = F.linear(x, found.inner_XD)
+            if found.matrix_BRS is not None:
+                h_B1S = torch.bmm(h_B1S, found.matrix_BRS)
+        else:
+            y_BX = (found.inner_XD @ x[:, 0].t()).t() if self.rows_last else F.linear(x[:, 0], found.inner_XD)
+            h_BR, seen_BX = y_BX.tensor_split((found.num_down,), dim=1)
+            seen = x if seen_BX.shape[1] == 0 else seen_BX.unsqueeze(1)
+            h_B1S = self.core(h_BR.unsqueeze(1), seen, ctx.to(x.device)).to(x.dtype)
+        return add_rows(h_B1S, found.up_SO, frozen(x), found.scale, overwrite=alone)
 
     def _inner(
         self, given: Tensor, dtype: torch.dtype, probes: Probes | None, runs: Runs | None, through: bool

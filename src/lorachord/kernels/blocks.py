@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
 
 
@@ -26,7 +27,7 @@ def blocks_linear(h: Tensor, weight_URO: Tensor, out: Tensor, scale: float, *, o
     if not on_cpu(h):
         h_UMR, out_UMO = _blocks(h, len(weight_URO)), _blocks(out, len(weight_URO))
         return torch.baddbmm(out_UMO, h_UMR, weight_URO, alpha=scale).view(out.shape)
-    result: Tensor = _BlocksLinear.apply(h, weight_URO, out, scale, overwrite)
+    result: Tensor = applied(_BlocksLinear, h, weight_URO, out, scale, overwrite)
     return result
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorachord.distributed import across_ranks
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import moved, without_autocast
 from lorachord.kernels.products import weight_gradient
 
@@ -69,7 +70,7 @@ def gram_of(up_OS: Tensor) -> Tensor:
     Its gradient is taken to be symmetric, as it is of what depends on products of outputs.
     """
     with without_autocast(up_OS):
-        gram_SS: Tensor = _Gram.apply(up_OS)
+        gram_SS: Tensor = applied(_Gram, up_OS)
     return gram_SS
 
 
@@ -92,7 +93,7 @@ def contrastive_loss(h_YBLS: Tensor, gram_YXSS: Tensor, own_YBLKE: Tensor, tempe
         temperature: tau, at least 0.025.
     """
     with without_autocast(h_YBLS):
-        loss: Tensor = _Contrast.apply(h_YBLS, gram_YXSS, own_YBLKE, temperature)
+        loss: Tensor = applied(_Contrast, h_YBLS, gram_YXSS, own_YBLKE, temperature)
     return loss
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
 from lorachord.kernels.linear import rows_linear
 from lorachord.kernels.products import Runs, lies_rows_last, matmul, products_by_task, weight_gradient
@@ -59,7 +60,7 @@ def inner_products(
         h, logits = y.tensor_split((len(down_RD),), dim=-1)
         return h, logits, x
     through = through and x.requires_grad and torch.is_grad_enabled()
-    h, logits, passed = _Inner.apply(x, len(down_RD), probe_TXD, row_runs, through, rows_last, *weights)
+    h, logits, passed = applied(_Inner, x, len(down_RD), probe_TXD, row_runs, through, rows_last, *weights)
     return h, logits, passed if through else x
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
 from lorachord.kernels.products import Runs, lies_rows_last, matmul, products_by_task, scaled_matmul, weight_gradient
 
@@ -115,5 +116,25 @@ def rows_linear(
         else:
             y_NO = x_NI @ weight_IO if scale == 1 else x_NI @ weight_IO * scale
         return y_NO.view(*x.shape[:-1], num_out)
-    result: Tensor = _RowsLinear.apply(x, weight_OI, out, probe_TOI, scale, row_runs, overwrite)
+    result: Tensor = applied(_RowsLinear, x, weight_OI, out, probe_TOI, scale, row_runs, overwrite)
     return result
+
+
+def add_rows(h: Tensor, weight_IO: Tensor, out: Tensor, scale: float, *, overwrite: bool) -> Tensor:
+    """`out + scale * h W` over rows, where nothing is differentiated: over `out` where it may be written over.
+
+    Args:
+        h: (..., I), the rows.
+        weight_IO: the weight, with its long side last in memory.
+        out: (..., O), in any dtype.
+        scale: factor of the product.
+        overwrite: whether the result may be written over `out`.
+    """
+    num_in, num_out = weight_IO.shape
+    h_NI = h.reshape(-1, num_in)
+    if out.dtype != h.dtype:
+        return out + (h_NI @ weight_IO * scale).view(out.shape).to(out.dtype)
+    if overwrite and out.is_contiguous():
+        out.view(-1, num_out).addmm_(h_NI, weight_IO, alpha=scale)
+        return out
+    return torch.addmm(out.reshape(-1, num_out), h_NI, weight_IO, alpha=scale).view(out.shape)

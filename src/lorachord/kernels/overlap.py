@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import without_autocast
 
 EPSILON = 1e-6
@@ -28,7 +29,7 @@ def overlap(factors: Sequence[Tensor], ranks: tuple[int, ...], weight: float) ->
         weight: lambda.
     """
     first = factors[0]
-    total: Tensor = _Overlap.apply(weight, _between(ranks, len(first), first.device, first.dtype), *factors)
+    total: Tensor = applied(_Overlap, weight, _between(ranks, len(first), first.device, first.dtype), *factors)
     return total
 
 

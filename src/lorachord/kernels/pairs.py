@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import without_autocast
 from lorachord.kernels.route import through_softmax
 
@@ -46,7 +47,7 @@ def choose_pairs(
         weights, probe_BCD = [weight.detach() for weight in weights], probe_BCD.to(mean_BD.dtype)
     # In half precision, probabilities would tie.
     with without_autocast(mean_BD):
-        matrix_BEE: Tensor = _Choose.apply(mean_BD, probe_BCD, scored, *weights)
+        matrix_BEE: Tensor = applied(_Choose, mean_BD, probe_BCD, scored, *weights)
     return matrix_BEE
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import without_autocast
 from lorachord.kernels.route import through_softmax
 
@@ -44,7 +45,7 @@ def gate_rank_one(
         The rows, and the sum of the softmax over the rows that count (C,), without a gradient, or None.
     """
     with without_autocast(h_BLR):
-        gated_BLS, load_C = _RankOne.apply(h_BLR, logits_BLC, cosines_BC, weights_X2, mask_BL, recording)
+        gated_BLS, load_C = applied(_RankOne, h_BLR, logits_BLC, cosines_BC, weights_X2, mask_BL, recording)
     return gated_BLS, load_C
 
 

@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
+
+FEW_ROWS = 64
+"""With fewer of them one sort is faster than several searches, as it is one operation."""
 
 
 class Routed(NamedTuple):
@@ -71,7 +75,7 @@ def route(
             gradients for all other rows too.
     """
     options = groups, own_blocks, top_k, mask_BL, recording, tallied, tallied and with_squares, rows_BM
-    return Routed(*_Route.apply(h_BLR, logits_BLX, *options))
+    return Routed(*applied(_Route, h_BLR, logits_BLX, *options))
 
 
 class _Route(torch.autograd.Function):
@@ -171,7 +175,7 @@ class _Route(torch.autograd.Function):
 def _most_probable(probs_EGN: Tensor, top_k: int) -> Tensor:
     """1 for the experts of the K highest probabilities, else 0."""
     chosen_EGN = torch.zeros_like(probs_EGN)
-    if not on_cpu(probs_EGN):
+    if not on_cpu(probs_EGN) or probs_EGN.shape[2] < FEW_ROWS:
         return chosen_EGN.scatter_(0, probs_EGN.topk(top_k, dim=0).indices, 1.0)
     # A CPU is slow at sorting a few numbers many times: faster are the highest of all, then that of the others, below
     # which a probability less 2 lies.

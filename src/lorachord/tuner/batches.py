@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from lorachord.core.context import Batch, Images
+from lorachord.core.prepared import Store
 
 # What a model is given, and the names of the token that stands for it in its config.
 MODALITIES = {
@@ -130,3 +132,16 @@ def is_packed(inputs: Mapping[str, Any]) -> bool:
         # The positions of padding mean nothing.
         anew_BL = anew_BL & mask_BL[:, 1:].bool() & mask_BL[:, :-1].bool()
     return bool(torch.any(anew_BL))
+
+
+def store_of(inputs: Mapping[str, Any], batch: Batch, store: Store | None) -> Store | None:
+    """The store of a block in a pass over one token of each sample behind a cache, without gradients; else None."""
+    if store is None:
+        return None
+    cache = inputs.get("past_key_values")
+    behind_cache = isinstance(cache, Cache) and batch.lengths[-1:] == (1,) and cache.get_seq_length() > 0
+    if torch.is_grad_enabled() or not behind_cache:
+        # What is read anew is read by the weights of now.
+        store.clear()
+        return None
+    return store

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from lorachord.core.context import Context
+from lorachord.core.prepared import Store
 
 Contexts = dict[str, Context]
 
@@ -40,10 +41,12 @@ class Named:
     Attributes:
         contexts: the tasks, by adapter; replaced, never changed.
         given: the prompts.
+        prepared: where its passes over single tokens keep what they make of the weights; None keeps nothing.
     """
 
     contexts: Contexts = field(default_factory=dict)
     given: Given = Given()
+    prepared: Store | None = None
 
 
 class _Block:

@@ -48,7 +48,8 @@ class Generate:
         passing.contexts = self.with_batch(self.model, inputs, self.state.named)
         passing.generating = True
         try:
-            with naming({caller: replace(caller.named, given=self.state.prompts.given_to_write(inputs))}):
+            given = self.state.prompts.given_to_write(inputs)
+            with naming({caller: replace(caller.named, given=given, prepared={})}):
                 return self.generate(*args, **kwargs)
         finally:
             passing.generating, passing.contexts = generating, contexts

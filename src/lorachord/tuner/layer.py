@@ -104,15 +104,16 @@ class LorachordLinear(nn.Module, BaseTunerLayer):
             self.unmerge()
         if self.merged:
             self.check_merged()
-        if self.disable_adapters or self.merged or self.shared.caller.passing.embedding:
+        passing = self.shared.caller.passing
+        if self.disable_adapters or self.merged or passing.embedding:
             out: Tensor = self.base_layer(x, *args, **kwargs)
             return out
         layer: Frozen = partial(_called, self.base_layer, args, kwargs) if args or kwargs else self.base_layer
-        alone = self._alone(x)
+        alone, adapters = self._alone(x), self.lorachord_adapter
+        contexts = self.shared.contexts if passing.contexts is None else passing.contexts
         for name in self.active_adapters:
-            if name in self.lorachord_adapter:
-                ctx = self.shared.contexts.get(name, NO_CONTEXT)
-                layer = partial(_around, self.lorachord_adapter[name], layer, ctx, alone)
+            if name in adapters:
+                layer = partial(_around, adapters[name], layer, contexts.get(name, NO_CONTEXT), alone)
         return layer(x)
 
     def _alone(self, x: Tensor) -> bool:

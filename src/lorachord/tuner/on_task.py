@@ -51,6 +51,6 @@ def on_task(
     for state in states:
         # None alone is refused there, in words.
         contexts = state.named if prompts_alone else state.resolve(tasks, active)  # type: ignore[arg-type]
-        named[state.caller] = Named(contexts, given)
+        named[state.caller] = Named(contexts, given, prepared={})
     with naming(named):
         yield

@@ -20,7 +20,7 @@ from transformers import GenerationMixin
 from lorachord.core.adapter import Adapter
 from lorachord.core.align import Alignment
 from lorachord.core.context import NO_CONTEXT, Batch, Context, PenaltyFrom
-from lorachord.tuner.batches import batch_of, first_input
+from lorachord.tuner.batches import batch_of, first_input, store_of
 from lorachord.tuner.callers import Contexts
 from lorachord.tuner.checkpointing import TaskCheckpoint, is_reentrant
 from lorachord.tuner.generating import Generate
@@ -106,9 +106,10 @@ class Passes:
         if mask is not None and mask_BL is None and given is not None:
             mask_BL = attended(inputs, given.shape[:2])
         found = {}
+        prepared = None if torch.compiler.is_compiling() else store_of(inputs, batch, state.caller.named.prepared)
         for name in state.task_names:
             context = _of_batch(contexts.get(name, NO_CONTEXT), batch, repeats=state.caller.passing.generating)
-            found[name] = replace(context, batch=batch, token_mask_BL=mask_BL)
+            found[name] = replace(context, batch=batch, token_mask_BL=mask_BL, prepared=prepared)
         return found
 
     def _verify_tasks(self, model: nn.Module) -> None:
