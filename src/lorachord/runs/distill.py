@@ -67,7 +67,9 @@ def distill_run(
     chosen = [task.name for task in tasks]
     how: dict[str, Any] = {"rank": rank, "max_rows": max_rows, "split": split, "data_dir": data_dir}
     if folder.recipe.mode == "single":
-        scores = {name: _distill(open_run(folder.path / name), out, [name], **how)[name] for name in chosen}
+        scores: Mapping[str, Any] = {
+            name: _distill(open_run(folder.path / name), out, [name], **how)[name] for name in chosen
+        }
     else:
         scores = _distill(folder, out, chosen, **how)
     found: dict[str, Any] = {"method": method, "rank": rank, "split": split, "tasks": {}}

@@ -40,7 +40,8 @@ def refusals(folder: str | Path) -> list[str]:
 
 def largest_rank(config: LoraConfig) -> int:
     """Over all layers."""
-    return max([config.r, *(config.rank_pattern or {}).values()])
+    largest: int = max([config.r, *(config.rank_pattern or {}).values()])
+    return largest
 
 
 def check_server(run: str | Path) -> None:
