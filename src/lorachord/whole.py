@@ -96,10 +96,12 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (RuntimeError, SafetensorError) as error:
-        if not _is_about_files(error) and shutil.disk_usage(path).free > SMALL:
+        free, reason = shutil.disk_usage(path).free, str(error).strip().splitlines()[0]
+        if not _is_about_files(error) and free > SMALL:
             raise
         # torch and safetensors have their own words for a full disk.
-        raise OSError(f"{path} could not be written: {str(error).strip().splitlines()[0]}") from error
+        full = f"No space left on the disk, {free} bytes are free; " if free <= SMALL else ""
+        raise OSError(f"{path} could not be written: {full}{reason}") from error
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -63,7 +63,8 @@ def base(tiny_bert: Path) -> Recipe:
 
 def sweep(base: Recipe, data: Path, out: Path, workers: Workers, **how: Any) -> dict[str, Any]:
     how = {"seeds": 2, "rates": (1e-2,), **how}
-    folder, plan = SweepFolder(out), make_plan(base, ["mtl_lora"], data_dir=data, **how)
+    methods = how.pop("methods", ["mtl_lora"])
+    folder, plan = SweepFolder(out), make_plan(base, methods, data_dir=data, **how)
     state = folder.begin(plan)
     run_sweep(folder, state, workers)
     return results(state)
@@ -138,12 +139,49 @@ def test_it_goes_on_from_its_small_files_alone(
     assert without_time(found) == without_time(made[1])
 
 
-def test_another_plan_is_refused_in_the_same_folder(
-    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path
+def small_files(out: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("sweep.json", "examples.json", "trials.jsonl"):
+        (folder / name).write_text((out / name).read_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"seeds": 1}, "seeds"),
+        ({"rates": (1e-3,)}, "rates"),
+        ({"methods": ["mtl_lora[num_ups=1]"]}, "rows.mtl_lora"),
+        ({"claims": ["mtl_lora:lora"]}, r"claims.lora\+name:lora"),
+        ({"effect": 0.1}, "effect"),
+    ],
+)
+def test_a_plan_that_takes_something_away_is_refused_in_the_same_folder(
+    how: dict[str, Any], said: str, made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path
 ) -> None:
-    with pytest.raises(ValueError, match="comparison of another plan") as caught:
-        sweep(base, task_files, made[0], Here(), seeds=3)
-    assert "seeds" in str(caught.value)
+    before = (made[0] / "sweep.json").read_text()
+    with pytest.raises(ValueError, match=rf"comparison of another plan(.|\n)*{said}"):
+        sweep(base, task_files, made[0], Here(), **how)
+    assert (made[0] / "sweep.json").read_text() == before
+
+
+def test_methods_and_seeds_may_be_added(
+    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path, tmp_path: Path
+) -> None:
+    out = small_files(made[0], tmp_path / "out")
+    workers, methods = Here(), ["mtl_lora", "mtl_lora[num_ups=1]"]
+    found = sweep(base, task_files, out, workers, methods=methods)
+    assert workers.ran == ["mtl_lora[num_ups=1]"] * 2
+    old = {row["name"]: row for row in made[1]["rows"]}
+    assert all(row["scores"] == old[row["name"]]["scores"] for row in found["rows"] if row["name"] in old)
+    assert len(found["claims"]) == len(made[1]["claims"]) + 1
+    workers = Here()
+    grown = sweep(base, task_files, out, workers, methods=methods, seeds=3)
+    # One more of each trained row; points of the front that are not the best have one seed.
+    trained = [row for row in grown["rows"] if row["name"] != "untrained" and not row["name"].startswith("front")]
+    assert {row["name"] for row in trained} <= set(workers.ran)
+    assert all(len(row["by_seed"]) == 3 for row in trained)
+    assert len(workers.ran) == len(set(workers.ran))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

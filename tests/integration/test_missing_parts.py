@@ -244,3 +244,23 @@ def test_a_model_whose_names_end_alike_attaches_with_the_defaults(method: str, h
     assert sorted(trained) == [
         f"base_model.model.pre_classifier.modules_to_save.default.{name}" for name in ("bias", "weight")
     ]
+
+
+class Scores(nn.Module):
+    """A head that is no linear layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, width))
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        return pooled_BD @ self.weight.T
+
+
+def test_a_head_without_a_linear_layer_is_refused_in_words(tmp_path: Path) -> None:
+    base = tiny("bert")
+    base.classifier = Scores(base.config.hidden_size)
+    for task in TASKS:
+        lc.attach(copy.deepcopy(base), "lora", r=2).save_pretrained(tmp_path / task)
+    with pytest.raises(ValueError, match="Scores, has no linear layer"):
+        lc.load_task_vectors(base, {task: tmp_path / task for task in TASKS})

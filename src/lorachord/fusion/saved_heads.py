@@ -112,5 +112,14 @@ def _within(state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
 
 
 def _last_linear(module: nn.Module) -> str:
+    """
+    Raises:
+        ValueError: there is none.
+    """
     names: list[str] = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if not names:
+        raise ValueError(
+            f"The head, a {type(module).__name__}, has no linear layer, so the classes of its outputs are not known: "
+            "merge each adapter, save the models, and fuse their folders."
+        )
     return names[-1]

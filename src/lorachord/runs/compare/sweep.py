@@ -21,12 +21,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
+from lorachord.runs.compare.growing import in_the_way
 from lorachord.runs.compare.plan import Plan
 from lorachord.runs.compare.sweep_state import State
 from lorachord.runs.compare.timing import shortened, shown, time_left
 from lorachord.runs.compare.trial import Outcome, Trial
 from lorachord.runs.compare.workers import Workers
-from lorachord.runs.folder import differences
 from lorachord.runs.run_lock import locked
 from lorachord.whole import finite, read_json, write_json
 
@@ -51,7 +51,7 @@ class SweepFolder:
         return (self.path / "sweep.json").is_file()
 
     def begin(self, plan: Plan) -> State:
-        """The state of the comparison, with the trials that the folder has.
+        """The state of the comparison, with the trials that the folder has; rows, seeds and claims may be added.
 
         Raises:
             ValueError: the folder holds something else, or a comparison of another plan.
@@ -62,14 +62,18 @@ class SweepFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "sweep.json", plan.to_dict())
             return State(plan)
-        differing = differences(read_json(self.path / "sweep.json"), finite(json.loads(json.dumps(plan.to_dict()))))
+        saved, wanted = read_json(self.path / "sweep.json"), finite(json.loads(json.dumps(plan.to_dict())))
+        differing = in_the_way(saved, wanted)
         if differing:
             raise ValueError(
                 f"{self.path} holds a comparison of another plan:\n  "
                 + "\n  ".join(differing[:10])
-                + "\nGo on with the same command, or name a new folder by --out."
+                + "\nName a new folder by --out, or repeat the first command; methods, seeds and claims may be added."
             )
-        return self.load(plan)
+        state = self.load(plan)
+        if saved != wanted:
+            write_json(self.path / "sweep.json", wanted)
+        return state
 
     def saved_plan(self) -> Plan:
         """The plan that the comparison was begun with.
