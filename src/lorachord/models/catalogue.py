@@ -18,7 +18,6 @@ class Packaged:
         sha256: of the weight file, joined if it comes in parts.
         form: "folder": the weight file lies in a folder that `from_pretrained` loads. "gguf", "onnx": it is converted.
         licence: what the weights may be used under.
-        repository: the model's name on the Hugging Face hub.
         description: one line.
         tokenizer: the model whose tokenizer it shares, where its own package has none. Default None.
         num_heads: attention heads, where the weight file does not tell. Default None.
@@ -29,7 +28,6 @@ class Packaged:
     sha256: str
     form: Literal["folder", "gguf", "onnx"]
     licence: str
-    repository: str
     description: str
     tokenizer: str | None = None
     num_heads: int | None = None
@@ -42,7 +40,6 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         form="folder",
         licence="Apache-2.0",
-        repository="sentence-transformers/all-MiniLM-L6-v2",
         description="all-MiniLM-L6-v2: BERT, 6 layers of 384, 22.7 M parameters, trained for sentence similarity",
     ),
     "minilm-l3": Packaged(
@@ -55,7 +52,6 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
         form="onnx",
         licence="Apache-2.0",
-        repository="sentence-transformers/paraphrase-MiniLM-L3-v2",
         description="paraphrase-MiniLM-L3-v2: BERT, 3 layers of 384, 17.2 M parameters, without a pooler",
         # Both have the uncased vocabulary of BERT, and this package has no tokenizer.
         tokenizer="minilm",
@@ -67,7 +63,6 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         form="gguf",
         licence="Apache-2.0",
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         description="SmolLM2-135M-Instruct: Llama, 30 layers of 576, 134.5 M parameters, dequantised from 4 bits",
     ),
     "gemma3-270m": Packaged(
@@ -81,7 +76,6 @@ CATALOGUE: dict[str, Packaged] = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         form="gguf",
         licence="Gemma Terms of Use",
-        repository="google/gemma-3-270m",
         description="Gemma 3 270M: 18 layers of 640, 262,144 words, 268.1 M parameters, dequantised from 4 bits",
     ),
 }
