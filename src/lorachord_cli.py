@@ -19,6 +19,7 @@ from lorachord_help import COMPARE, EXAMPLES, FUSION_METHODS, INSPECT, REPORT
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 SPLITS = ("train", "val", "dev", "test")
+SERVERS = ("vllm", "lorax", "sglang")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,6 +172,18 @@ def _add_leaving(commands: Commands) -> None:
     export.add_argument("run_folder", metavar="RUN")
     export.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
     export.add_argument("--task", action="append", metavar="NAME", help="this task alone, in DIR/NAME; can be repeated")
+    export.add_argument("--for", dest="server", choices=SERVERS, help="print the command that serves them there")
+    words = "make one plain LoRA per task of a routed run, and say what that costs"
+    distill = _command(commands, "distill", words)
+    distill.add_argument("run_folder", metavar="RUN")
+    distill.add_argument("--to", required=True, choices=("lora",), help="the form: lora")
+    distill.add_argument("--out", metavar="DIR", required=True, help="the folder to make, with a folder a task")
+    distill.add_argument("--rank", type=int, help="of each layer at most; default: that which loses least")
+    distill.add_argument("--task", action="append", metavar="NAME", help="this task alone; can be repeated")
+    distill.add_argument("--max-rows", type=int, default=512, metavar="N", help="training rows a task; default: 512")
+    distill.add_argument("--split", default="dev", choices=SPLITS, help="that both are scored on; default: dev")
+    distill.add_argument("--data", metavar="DIR", help="where the data lie now; default: as when it was trained")
+    distill.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_fuse(commands: Commands) -> None:

@@ -64,6 +64,11 @@ lorachord merge runs/first --task team --out model         a plain transformers 
     "export": """
 lorachord export runs/first --out loras                    one plain LoRA, or one a task
 lorachord export runs/first --out loras --task team        of one task alone, in loras/team
+lorachord export runs/chat --out loras --for vllm          and the command that serves them
+""",
+    "distill": """
+lorachord distill runs/hydra --to lora --out loras         one plain LoRA a task, and what that costs in score
+lorachord distill runs/hydra --to lora --rank 8 --out small
 """,
     "fuse": """
 lorachord fuse --method collapse --out fused runs/single

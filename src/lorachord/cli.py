@@ -163,10 +163,28 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.serving import check_server, refusals, serve_command
     from lorachord.runs.use import export_run
 
-    for folder in export_run(arguments.run_folder, arguments.out, arguments.task):
+    if arguments.server is not None:
+        check_server(arguments.run_folder)
+    folders = export_run(arguments.run_folder, arguments.out, arguments.task)
+    for folder in folders:
         print(f"A plain LoRA is in {folder}.")
+        for refused in refusals(folder):
+            logging.getLogger("lorachord").warning("%s: %s", folder, refused)
+    if arguments.server is not None:
+        print(serve_command(arguments.server, folders))
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+    from lorachord.runs.distill import distill_run, distill_table
+
+    given = {name: getattr(arguments, name) for name in ("rank", "max_rows", "split")}
+    found = distill_run(arguments.run_folder, arguments.out, arguments.task, data_dir=arguments.data, **given)
+    _tell(arguments, found, lambda: f"{arguments.split}, each task\n{distill_table(found)}")
+    if not arguments.json:
+        print(f"A plain LoRA for each task is in {arguments.out}.")
 
 
 def _fuse(arguments: argparse.Namespace) -> None:
@@ -231,6 +249,7 @@ COMMANDS = {
     "predict": _predict,
     "merge": _merge,
     "export": _export,
+    "distill": _distill,
     "fuse": _fuse,
     "inspect": _inspect,
     "report": _report,

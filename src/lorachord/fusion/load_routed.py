@@ -10,6 +10,7 @@ Shapes: B samples, L tokens, R rows of A', S columns of B'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ from lorachord.fusion.task_vectors import TaskVectors
 from lorachord.tuner import on_task
 from lorachord.tuner.layer import LorachordLinear
 
+Members = dict[str, LowRank]
+"""One task's factors, by layer."""
+
 
 def load_routed_task_vectors(base: nn.Module, folder: str | Path, data: Data) -> TaskVectors:
     """Task vectors of one saved adapter, with its gates averaged on each task's inputs.
@@ -40,8 +44,23 @@ def load_routed_task_vectors(base: nn.Module, folder: str | Path, data: Data) ->
     Raises:
         ValueError: fewer than two tasks, or an adapter that does not fit the base.
     """
-    tasks = tuple(data)
-    check_number(tasks)
+    check_number(tuple(data))
+    return load_members(base, folder, tuple(data), lambda model, layers, task: _averaged(model, layers, task, data))
+
+
+def load_members(
+    base: nn.Module,
+    folder: str | Path,
+    tasks: tuple[str, ...],
+    member: Callable[[PeftModel, dict[str, Adapter], str], Members],
+) -> TaskVectors:
+    """Task vectors of one saved adapter, from what `member` makes of its layers for each task.
+
+    Args:
+        base: the plain model that it was trained on; it is left as it is.
+        folder: the adapter's.
+        member: the factors by layer, from the model with the adapter, its adapted layers, and the task.
+    """
     model, headed = load_adapter(tasks[0], base, Path(folder))
     name = model.active_adapter
     layers: dict[str, Adapter] = {
@@ -49,14 +68,14 @@ def load_routed_task_vectors(base: nn.Module, folder: str | Path, data: Data) ->
         for path, layer in model.get_base_model().named_modules()
         if isinstance(layer, LorachordLinear)
     }
-    members: list[dict[str, LowRank] | Checkpoint] = [_averaged(model, layers, task, data) for task in tasks]
+    members: list[Members | Checkpoint] = [member(model, layers, task) for task in tasks]
     plain = model.unload()
     parts = missing_parts(base)
     heads = {task: own_state(task, plain, (*parts, *headed)) for task in tasks}
     return assemble(with_heads(skeleton(base), tasks, heads, parts), tasks, members)
 
 
-def _averaged(model: PeftModel, layers: dict[str, Adapter], task: str, data: Data) -> dict[str, LowRank]:
+def _averaged(model: PeftModel, layers: dict[str, Adapter], task: str, data: Data) -> Members:
     means = {path: _Mean(adapter) for path, adapter in layers.items()}
     with torch.no_grad(), on_task(model, task):
         for mean in means.values():

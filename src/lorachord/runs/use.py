@@ -160,7 +160,7 @@ def export_run(run: str | Path, out: str | Path, names: Sequence[str] | None = N
     folder = open_run(run)
     chosen = [task.name for task in choose_tasks(folder, names)]
     # Asked for by name, tasks may be added to earlier exports.
-    _require_new(*([out / name for name in chosen] if names is not None else [out]))
+    require_new(*([out / name for name in chosen] if names is not None else [out]))
     if folder.recipe.mode == "single":
         return [_export_single(folder.path / name, out / name) for name in chosen]
     model, _, tasks = load_run(run)
@@ -171,7 +171,8 @@ def export_run(run: str | Path, out: str | Path, names: Sequence[str] | None = N
     return [_export(folder, model, out / name, [name], name) for name in chosen]
 
 
-def _require_new(*folders: Path) -> None:
+def require_new(*folders: Path) -> None:
+    """Raise a ValueError unless these folders are new or empty."""
     for out in folders:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} exists and is not empty: name a new folder, or remove it first.")
@@ -185,7 +186,11 @@ def _export_single(run: Path, out: Path) -> Path:
 
 def _export(folder: RunFolder, model: PeftModel, out: Path, names: Sequence[str], task: str | None) -> Path:
     """Export the weights of `task`, which serve the tasks `names`."""
-    exported = export_lora(model, out, task=task)
+    return describe_export(folder, export_lora(model, out, task=task), names)
+
+
+def describe_export(folder: RunFolder, exported: Path, names: Sequence[str]) -> Path:
+    """Write beside a plain LoRA which of the run's tasks it serves, and how; returns its folder."""
     base = PeftConfig.from_pretrained(str(exported)).base_model_name_or_path
     write_usage(exported, folder.recipe, choose_tasks(folder, names), base=base)
     return exported
@@ -201,7 +206,7 @@ def merge_run(run: str | Path, out: str | Path, task: str | None = None) -> Path
         ValueError: as `load_run` and `merge`; `out` exists and is not empty.
     """
     out = Path(out)
-    _require_new(out)
+    require_new(out)
     model, kind, tasks = load_run(run)
     if task is None:
         task, *others = _per_task(model, tasks)
