@@ -62,7 +62,8 @@ class SweepFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "sweep.json", plan.to_dict())
             return State(plan)
-        saved, wanted = read_json(self.path / "sweep.json"), finite(json.loads(json.dumps(plan.to_dict())))
+        # Read by this version, which may have more keys than the one that wrote it.
+        saved, wanted = _plain(self.saved_plan()), _plain(plan)
         differing = in_the_way(saved, wanted)
         if differing:
             raise ValueError(
@@ -127,6 +128,11 @@ class SweepFolder:
             file.flush()
             os.fsync(file.fileno())
         return outcome
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    made: dict[str, Any] = finite(json.loads(json.dumps(plan.to_dict())))
+    return made
 
 
 def run_sweep(
