@@ -158,7 +158,8 @@ def test_val_is_drawn_as_for_a_recipe(tmp_path: Path) -> None:
 def test_the_default_mixture_is_that_of_a_recipe(tmp_path: Path) -> None:
     made = trainer(tmp_path, settings=dict(per_device_train_batch_size=16, seed=3))
     sizes = [len(some) for some in made.train_data]
-    expected = mixture_of(recipe_from({**tree(tmp_path, "colour", training={"batch_size": 16}), "seed": 3}), sizes)
+    made_of = tree(tmp_path, "colour", "size", training={"batch_size": 16})
+    expected = mixture_of(recipe_from({**made_of, "seed": 3}), sizes)
     assert made.mixture.schedule == expected.schedule
     assert list(made.mixture) == list(expected)
 
