@@ -38,7 +38,9 @@ def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: 
     Raises:
         ValueError: a batch that cannot hold what it must, or does not divide among the ranks.
     """
-    part = recipe.mixture
+    part, tasks = recipe.mixture, recipe.tasks
+    # A forecast may know some of the tasks alone.
+    learned = tasks.learned() if tasks.learn is not None and len(sizes) == len(tasks.chosen()) else None
     return TaskMixture(
         sizes,
         batch_size=recipe.training.batch_size // recipe.training.accumulation,
@@ -49,7 +51,7 @@ def mixture_of(recipe: Recipe, sizes: Sequence[int], rank: int = 0, world_size: 
         # Rounded up: an epoch has at least as many places as there are rows.
         drop_last=False,
         seed=recipe.seed,
-        learned=recipe.tasks.learned(),
+        learned=learned,
         rank=rank,
         world_size=world_size,
     )
