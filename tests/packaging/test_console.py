@@ -23,3 +23,8 @@ def test_help_imports_no_torch() -> None:
     if not printed[0].startswith("usage: lorachord"):
         raise RuntimeError(f"No help was printed: {printed}")
     assert printed[-1] == "imported:"
+
+
+def test_importing_every_module_runs_no_command() -> None:
+    command = [sys.executable, "-c", "import lorachord.__main__; print('imported')"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1] == "imported"
