@@ -7,13 +7,14 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.endings import in_words
 from lorachord.messages import show, table
+from lorachord_cli import build_parser
 
 
 def _methods(arguments: argparse.Namespace) -> None:
@@ -268,3 +269,8 @@ def run(parsed: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("lorachord").setLevel(logging.INFO)
     return in_words(parsed.command, lambda: COMMANDS[parsed.command](parsed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole command, from inside the package; see `lorachord_cli.main`."""
+    return run(build_parser().parse_args(arguments))

@@ -28,3 +28,9 @@ def test_help_imports_no_torch() -> None:
 def test_importing_every_module_runs_no_command() -> None:
     command = [sys.executable, "-c", "import lorachord.__main__; print('imported')"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1] == "imported"
+
+
+def test_the_command_runs_from_inside_the_package_too() -> None:
+    code = "import sys; from lorachord.cli import main; sys.exit(main(['suites']))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "glue" in done.stdout
