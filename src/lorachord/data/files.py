@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from lorachord.messages import suggest
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 LONGEST_VALUE = 2**31 - 1
 """Letters of a value in a CSV file at most."""
-OTHER_SEPARATORS = (";", "\t")
-"""What spreadsheets write between values besides commas; taken where the line of names has no comma."""
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Row = dict[str, Any]
 
@@ -104,10 +101,7 @@ def refuse_repeated(columns: Iterable[str], where: object) -> None:
 def _csv_rows(path: Path) -> Iterator[Row]:
     # Python's own limit on a value, 131,072 letters, is none of the file's.
     csv.field_size_limit(LONGEST_VALUE)
-    lines = _lines(path)
-    first = next(lines, "")
-    separator = next((mark for mark in OTHER_SEPARATORS if mark in first), ",") if "," not in first else ","
-    reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    reader = csv.reader(_lines(path), strict=True)
     try:
         header = next(reader, [])
         refuse_repeated(header, path)
@@ -117,15 +111,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             if len(values) != len(header):
                 raise ValueError(
                     f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns "
-                    f"({', '.join(header)}). Quote values that hold {_named(separator)}."
+                    f"({', '.join(header)}). Quote values that hold a comma."
                 )
             yield dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}. Mend it, or save it as parquet or jsonl.") from None
-
-
-def _named(separator: str) -> str:
-    return {",": "a comma", ";": "a semicolon", "\t": "a tab"}[separator]
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

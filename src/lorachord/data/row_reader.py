@@ -118,7 +118,7 @@ class RowReader:
                 raise self._error(position, f"column {name!r} is missing: what holds its {part!r} is null there.")
             else:
                 found = f"Columns: {', '.join(map(str, row))}."
-                said = " ".join(filter(None, (nearest(name, row), found)))
+                said = " ".join(filter(None, (nearest(name, row), found, _other_separator(row))))
                 raise self._error(position, f"there is no column {name!r}. {said}")
         return value
 
@@ -243,3 +243,10 @@ def _whole_letters(text: str) -> str:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(f"{index} = {name}" for index, name in enumerate(names))
+
+
+def _other_separator(row: Mapping[str, Any]) -> str:
+    """Advice, where the one column of a CSV file looks like several."""
+    only = str(next(iter(row))) if len(row) == 1 else ""
+    mark = next((word for sign, word in ((";", "semicolons"), ("\t", "tabs")) if sign in only), None)
+    return f"Its values seem to be separated by {mark}: save the file with commas." if mark else ""

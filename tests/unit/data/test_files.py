@@ -103,19 +103,3 @@ def test_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.csv").write_bytes("text,label\na,1\n".encode(encoding))
     with pytest.raises(ValueError, match=r"is UTF-16.*iconv -f utf-16 "):
         list(read_rows(tmp_path / "x.csv"))
-
-
-@pytest.mark.parametrize("mark", [";", "\t"])
-def test_what_spreadsheets_write_between_values_is_seen(tmp_path: Path, mark: str) -> None:
-    path = tmp_path / "train.csv"
-    path.write_text(f'body{mark}team\n"a{mark} b, c"{mark}x\nd, e{mark}y\n')
-    assert list(read_rows(path)) == [{"body": f"a{mark} b, c", "team": "x"}, {"body": "d, e", "team": "y"}]
-    path.write_text(f"body{mark}team\na{mark}b{mark}x\n")
-    with pytest.raises(ValueError, match="line 2: 3 values for 2 columns"):
-        list(read_rows(path))
-
-
-def test_a_comma_among_the_names_separates(tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
-    path.write_text("body,a;b\nx;y,z\n")
-    assert list(read_rows(path)) == [{"body": "x;y", "a;b": "z"}]

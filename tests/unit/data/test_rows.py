@@ -116,6 +116,8 @@ CHOICE = {**TEXT, "choices": ["a", "b"], "label": 0}
     [
         (task(), {"sentence_1": "x", "label": 1}, "no column 'sentence1'.*'sentence_1'.*sentence_1, label"),
         (task(), TEXT, "no column 'label'.*sentence1, sentence2"),
+        (task(), {"sentence1;label": "x;1"}, "no column 'sentence1'.*Did you mean.*separated by semicolons: save"),
+        (task(), {"sentence1\tlabel": "x\t1"}, "no column 'sentence1'.*Did you mean.*separated by tabs: save"),
         (task(), {**TEXT, "sentence1": None, "label": 1}, "'sentence1' must hold text; it holds None"),
         (task(), {**TEXT, "label": 2}, "label 2 is outside 0 = no, 1 = yes"),
         (task(), {**TEXT, "label": "2"}, "label '2' is outside"),
