@@ -7,62 +7,15 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
 
 from lorachord.endings import in_words
-from lorachord.messages import show, table
+from lorachord.listing_commands import methods, models, runs, suites, tasks
+from lorachord.messages import show, tell
 from lorachord_cli import build_parser
-
-
-def _methods(arguments: argparse.Namespace) -> None:
-    from lorachord.method_pages import as_text, method_page, summary
-    from lorachord.runs.listing import method_rows
-
-    page = method_page(arguments.name) if arguments.name else None
-    if arguments.json:
-        print(json.dumps([row for row in method_rows() if page is None or row["name"] == page.name], indent=2))
-        return
-    show(as_text(page) if page else summary())
-
-
-def _models(arguments: argparse.Namespace) -> None:
-    from lorachord.models.catalogue import CATALOGUE
-
-    rows = [[name, model.kind, model.licence, model.description] for name, model in CATALOGUE.items()]
-    show(table([["name", "kind", "licence", "what it is"], *rows]))
-
-
-def _suites(arguments: argparse.Namespace) -> None:
-    from lorachord.runs.listing import as_table, suite_rows
-
-    rows = suite_rows()
-    _tell(arguments, rows, lambda: as_table(rows, ("suite", "tasks")))
-
-
-def _tasks(arguments: argparse.Namespace) -> None:
-    from lorachord.runs.listing import as_table, task_rows
-
-    rows = task_rows(arguments.of, arguments.data)
-    _tell(arguments, rows, lambda: as_table(rows, ("task", "kind", "metric", "text", "labels")))
-
-
-def _runs(arguments: argparse.Namespace) -> None:
-    from lorachord.runs.listing import as_table, run_rows
-
-    columns = ("run", "method", "mode", "seed", "tasks", "finished", "mean", "worst")
-    rows = run_rows(arguments.folder)
-    _tell(arguments, rows, lambda: as_table(rows, columns))
-
-
-def _tell(arguments: argparse.Namespace, plain: Any, words: Callable[[], str]) -> None:
-    """Print plain data as JSON, where that was asked for, or the same in words."""
-    if arguments.json:
-        print(json.dumps(plain, indent=2, allow_nan=False))
-    else:
-        show(words())
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -71,7 +24,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     recipe = read_recipe(arguments.recipe, arguments.set, arguments.data)
     found = forecast(recipe, arguments.data, timed=not arguments.no_time)
-    _tell(arguments, found.to_dict(), lambda: as_text(recipe, found))
+    tell(arguments.json, found.to_dict(), lambda: as_text(recipe, found))
     if found.problems:
         raise ValueError(f"this recipe cannot be trained; problems: {len(found.problems)}. {found.problems[0]}")
 
@@ -105,18 +58,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lorachord.runs.use import choose_tasks, open_run, predictions
 
     if arguments.harness:
-        from lorachord.harness.command import asked
+        from lorachord.harness.asking import asked
 
-        return _tell(arguments, *asked(arguments))
+        return tell(arguments.json, *asked(arguments))
     run, split, names = arguments.run_folder, arguments.split, arguments.task
     how: dict[str, Any] = {"names": names, "data_dir": arguments.data, "again": arguments.again}
     if arguments.beside is not None:
         found = beside(run, arguments.beside, split, **how)
-        _tell(arguments, found, lambda: beside_table(found))
+        tell(arguments.json, found, lambda: beside_table(found))
         return
     records, tasks = predictions(run, split, **how), choose_tasks(open_run(run), names)
     scores = scores_of(tasks, records)
-    _tell(arguments, scores, lambda: score_table(scores, constant_scores(tasks, records)))
+    tell(arguments.json, scores, lambda: score_table(scores, constant_scores(tasks, records)))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -145,7 +98,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
     )
     files = f"The comparison is in {out}, with a run folder for each trial in trials/."
-    _tell(arguments, found, lambda: f"{terminal(found)}\n\n{files}")
+    tell(arguments.json, found, lambda: f"{terminal(found)}\n\n{files}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -183,7 +136,7 @@ def _distill(arguments: argparse.Namespace) -> None:
 
     given = {name: getattr(arguments, name) for name in ("rank", "max_rows", "split")}
     found = distill_run(arguments.run_folder, arguments.out, arguments.task, data_dir=arguments.data, **given)
-    _tell(arguments, found, lambda: f"{arguments.split}, each task\n{distill_table(found)}")
+    tell(arguments.json, found, lambda: f"{arguments.split}, each task\n{distill_table(found)}")
     if not arguments.json:
         print(f"A plain LoRA for each task is in {arguments.out}.")
 
@@ -219,7 +172,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     given = {name: getattr(arguments, name) for name in ("against", "split", "max_rows")}
     found = inspect(arguments.model, data_dir=arguments.data, **given)
-    _tell(arguments, found.to_dict(), found.text)
+    tell(arguments.json, found.to_dict(), found.text)
     if arguments.out is not None:
         found.save(arguments.out)
 
@@ -238,11 +191,11 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "methods": _methods,
-    "models": _models,
-    "suites": _suites,
-    "tasks": _tasks,
-    "runs": _runs,
+    "methods": methods,
+    "models": models,
+    "suites": suites,
+    "tasks": tasks,
+    "runs": runs,
     "check": _check,
     "train": _train,
     "evaluate": _evaluate,

@@ -1,7 +1,9 @@
 """Words for people: the nearest thing that would have worked, and tables in columns."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 OTHERS_SAY = {
     "rank": "r",
@@ -39,6 +41,14 @@ def show(text: str) -> None:
 
     # Lines keep their length, so that they can be copied. What is no terminal gets the text alone.
     Console(soft_wrap=True, markup=False, emoji=False).print(text)
+
+
+def tell(as_json: bool, plain: Any, words: Callable[[], str]) -> None:
+    """Print plain data as JSON, where that was asked for, or the same in words."""
+    if as_json:
+        print(json.dumps(plain, indent=2, allow_nan=False))
+    else:
+        show(words())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -118,6 +118,14 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}. Mend it, or save it as parquet or jsonl.") from None
 
 
+def other_separator(columns: Iterable[str]) -> str:
+    """Advice, where the one column of a CSV file looks like several; else nothing."""
+    names = list(columns)
+    signs = {";": "semicolons", "\t": "tabs"} if len(names) == 1 else {}
+    found = next((word for sign, word in signs.items() if sign in str(names[0])), None)
+    return f"Its values seem to be separated by {found}: save the file with commas." if found else ""
+
+
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():

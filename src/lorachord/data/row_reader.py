@@ -11,6 +11,7 @@ from typing import Any
 
 from lorachord.data.chats import Turns, asked_and_answer, to_text, turns_of, with_prefix
 from lorachord.data.class_labels import index, named, number, plain
+from lorachord.data.files import other_separator
 from lorachord.data.metrics import WRITTEN
 from lorachord.data.task import Source, Task
 from lorachord.messages import nearest, suggest
@@ -118,7 +119,7 @@ class RowReader:
                 raise self._error(position, f"column {name!r} is missing: what holds its {part!r} is null there.")
             else:
                 found = f"Columns: {', '.join(map(str, row))}."
-                said = " ".join(filter(None, (nearest(name, row), found, _other_separator(row))))
+                said = " ".join(filter(None, (nearest(name, row), found, other_separator(row))))
                 raise self._error(position, f"there is no column {name!r}. {said}")
         return value
 
@@ -243,10 +244,3 @@ def _whole_letters(text: str) -> str:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(f"{index} = {name}" for index, name in enumerate(names))
-
-
-def _other_separator(row: Mapping[str, Any]) -> str:
-    """Advice, where the one column of a CSV file looks like several."""
-    only = str(next(iter(row))) if len(row) == 1 else ""
-    mark = next((word for sign, word in ((";", "semicolons"), ("\t", "tabs")) if sign in only), None)
-    return f"Its values seem to be separated by {mark}: save the file with commas." if mark else ""

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 if find_spec("lm_eval") is None:
     raise ImportError('The harness is not installed: pip install "lorachord[harness]".')
 
-from lorachord.harness.model import LorachordLM
-from lorachord.harness.scores import score_by_harness
+from lorachord.harness.harness_scores import score_by_harness
+from lorachord.harness.run_model import LorachordLM
 
 __all__ = ["LorachordLM", "score_by_harness"]

@@ -11,7 +11,7 @@ from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.export import export_lora
 from lorachord.fusion.disentanglement import single
-from lorachord.fusion.distill import distilled
+from lorachord.fusion.distilled_factors import distilled
 from lorachord.heads import heads_of
 from lorachord.messages import table
 from lorachord.runs.adapters import find, load_base, load_tasks

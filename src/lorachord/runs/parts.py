@@ -44,10 +44,9 @@ class ModelPart:
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
-        if self.chat_template is not None and self.kind == "encoder":
-            raise ValueError("chat_template is for decoders.")
-        if self.gguf_file is not None and self.kind == "encoder":
-            raise ValueError("gguf_file is for decoders.")
+        for key in ("chat_template", "gguf_file") if self.kind == "encoder" else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} is for decoders.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -56,7 +55,7 @@ class LabPart:
 
     Args:
         name: `lab-contradiction` or `lab-dominance`.
-        k: probability of a text on which the tasks disagree. Default .5.
+        k: probability of a text on which the tasks disagree. Default 0.5.
         cue: of lab-contradiction, the probability that the place of a text says the task. Default 0.
         num_tasks: of lab-contradiction, 64 at most, and 8 with a cue. Default 4; lab-dominance has 2.
         num_train, num_dev: texts. Defaults 2000 and 1000.
@@ -180,13 +179,12 @@ class TrainingPart:
     """
     Args:
         epochs: passes over the rows of all tasks together. Default 3, unless `max_steps` is given.
-        max_steps: optimiser steps, in place of epochs. With 0 nothing is trained: the base is scored as it is, with new
-            heads.
+        max_steps: optimiser steps, in place of epochs. With 0 the base is scored as it is, with new heads.
         batch_size: rows of an optimiser step, over all ranks and accumulated batches. Default 32.
         accumulation: how many batches these are split into. Default 1.
         learning_rate: peak. Default 1e-3.
         schedule: linear (default), cosine or constant, after the warm-up.
-        warmup: share of the steps. Default .06.
+        warmup: share of the steps. Default 0.06.
         weight_decay: of AdamW. Default 0.
         max_grad_norm: of clipping. Default 1.
         precision: float32 (default), or autocast to bf16 or fp16.

@@ -34,10 +34,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lorachord.messages import suggest
+from lorachord.surgery.micro_batches import MicroBatches
 from lorachord.surgery.operation import Operation
 from lorachord.surgery.rules import OrthoLora, Rule, Sum, Tasks, TorchJD, zoo_names
 from lorachord.surgery.significant import Significant
-from lorachord.surgery.task_grads import Key, MicroBatches, OnePass, TaskGradients
+from lorachord.surgery.task_grads import Key, OnePass, TaskGradients
 from lorachord.tuner.peft_config import LorachordConfig
 
 FACTORS = ("down", "up")

@@ -5,7 +5,7 @@ hands out the gradient of each task by its rows (see `kernels/linear.py`). What 
 *effective* weight (A', B', a router's, a core's); it is pulled back to the parameters by a vector-Jacobian product per
 task, which is nothing where the effective weight is the parameter itself.
 
-The alternative, for batches of one task: each adds its ordinary gradients to its task's share. Shapes: T tasks.
+`micro_batches.py` has the alternative, for batches of one task. Shapes: T tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from lorachord.core.adapter import Adapter
 from lorachord.core.context import Context
 from lorachord.core.forward import Frozen
 from lorachord.tuner.layer import LorachordLinear
-from lorachord.tuner.walk import states_of
 
 
 def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
@@ -227,44 +226,3 @@ def _pulled_back(weight: Tensor, gradients: Tensor, parameters: dict[str, nn.Par
     # All tasks in one call: an effective weight is made of ordinary operations, which can be batched.
     pulled = torch.autograd.grad(weight, list(parameters.values()), gradients, allow_unused=True, is_grads_batched=True)
     return {name: gradient for name, gradient in zip(parameters, pulled, strict=True) if gradient is not None}
-
-
-@final
-class MicroBatches(TaskGradients):
-    """From batches of one task each: call `end_of(task)` after each backward pass."""
-
-    def __init__(self, model: nn.Module, num_tasks: int) -> None:
-        super().__init__(model, num_tasks)
-        self.sums, self.states = self._zeros(), states_of(model)
-
-    def _count_as_trained(self, trained: bool) -> None:
-        for state in self.states:
-            state.trained = trained
-
-    def _zeros(self) -> dict[Key, Tensor]:
-        return {key: p.new_zeros(self.num_tasks, *p.shape) for key, p in self.parameters.items()}
-
-    def end_of(self, task: int) -> None:
-        """Book what the last backward pass has left in the parameters' `.grad` on a task's account."""
-        for key, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self.sums[key][task] += parameter.grad
-                parameter.grad = None
-        # Penalties may be asked for once in a step, which several passes are here.
-        self._count_as_trained(False)
-
-    def collect(self) -> dict[Key, Tensor]:
-        self._count_as_trained(True)
-        found, self.sums = self.sums, self._zeros()
-        return found
-
-    def reset(self) -> None:
-        self._count_as_trained(True)
-        self.sums = self._zeros()
-
-    def held(self) -> Iterator[tuple[str, Tensor]]:
-        for (layer, _), gradients in self.sums.items():
-            yield layer, gradients
-
-    def close(self) -> None:
-        self.sums = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lorachord.trl.rows import TASK
+from lorachord.trl.given_sets import TASK
 
 TASKS = "tasks"
 """Of a batch: LongTensor (B,), or (B, L) where a row holds several samples."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from lorachord.training.decoder_rows import IGNORED
-from lorachord.trl.by_task import SetsByTask
 from lorachord.trl.collators import TASKS, PreferenceCollator
-from lorachord.trl.rows import check_preferences
+from lorachord.trl.given_sets import check_preferences
+from lorachord.trl.sets_by_task import SetsByTask
 from lorachord.tuner import on_task
 from lorachord.tuner.prompt_masks import prompt_before
 

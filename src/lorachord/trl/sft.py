@@ -17,9 +17,10 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import SFTTrainer
 
 from lorachord.training.decoder_rows import IGNORED
-from lorachord.trl.by_task import SetsByTask, task_means
 from lorachord.trl.collators import TASKS, TOKEN_TASKS, InstructionCollator
-from lorachord.trl.rows import check_instructions, is_chat
+from lorachord.trl.given_sets import check_instructions, is_chat
+from lorachord.trl.losses_by_task import task_means
+from lorachord.trl.sets_by_task import SetsByTask
 from lorachord.tuner import on_task, penalties
 from lorachord.tuner.prompt_masks import prompt_before
 

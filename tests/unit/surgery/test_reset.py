@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 
 import lorachord as lc
-from lorachord.surgery.task_grads import MicroBatches
+from lorachord.surgery.micro_batches import MicroBatches
 from tests.tiny_models import perturb, tiny, token_ids
 
 RULES: list[tuple[str, dict[str, Any]]] = [

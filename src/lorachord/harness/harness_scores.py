@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from lorachord.harness.model import LorachordLM, one_of
+from lorachord.harness.run_model import LorachordLM, one_of
 from lorachord.messages import suggest
 from lorachord.runs.served import Served, find_served
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from lorachord.harness.scores import Score, harness_table, score_by_harness
+from lorachord.harness.harness_scores import Score, harness_table, score_by_harness
 from lorachord.messages import table
 
 
