@@ -18,7 +18,7 @@ from lorachord.runs.compare.command import load_results
 from lorachord.runs.compare.plan import make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
-from lorachord.runs.compare.tables import as_csv, terminal
+from lorachord.runs.compare.tables import as_csv, as_markdown, terminal
 from lorachord.runs.compare.trial import run_trial
 from lorachord.runs.compare.workers import RayCluster, Spec, Workers
 from lorachord.runs.folder import RunFolder
@@ -210,6 +210,14 @@ def test_methods_and_seeds_may_be_added(
     assert {row["name"] for row in trained} <= set(workers.ran)
     assert all(len(row["by_seed"]) == 3 for row in trained)
     assert len(workers.ran) == len(set(workers.ran))
+
+
+def test_the_result_of_an_earlier_version_is_shown(made: tuple[Path, dict[str, Any]]) -> None:
+    # Before sequences were compared, rows had no such figure.
+    rows = [{key: row[key] for key in row if key != "loss_of_earlier_tasks"} for row in made[1]["rows"]]
+    early = {**made[1], "rows": rows}
+    assert terminal(early) == terminal(made[1])
+    assert as_markdown(early) == as_markdown(made[1])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

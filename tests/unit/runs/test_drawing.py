@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorachord.runs.drawing import Drawing, Frames, escaped, heat, layer_axis, line, plain
+from lorachord.runs.drawing import Drawing, Frames, escaped, heat, layer_axis, line, plain, points
 from lorachord.runs.inspect.conflicts import Conflicts
 from lorachord.runs.inspect.draw_updates import thinned
 from lorachord.runs.inspect.drawings import drawing_of
@@ -60,3 +60,8 @@ def test_conflicts_are_drawn_by_pair_and_many_tasks_are_numbered() -> None:
     assert drawing.frames.values[1][0][0] == pytest.approx(0.12, abs=0.006)
     assert drawing.layout["xaxis"]["ticktext"][:2] == ["1 · 2", "1 · 3"]
     assert ["task 1", "a", "", ""] in [list(row) for row in drawing.rows]
+
+
+def test_many_rows_differ_in_colour_or_marker() -> None:
+    looks = [points(f"row {at}", [0], [0], at)["marker"] for at in range(40)]
+    assert len({(look["color"], look["symbol"]) for look in looks}) == 40

@@ -92,10 +92,11 @@ def _notes(found: Result, rows: Sequence[Result]) -> str:
         Edge.GIVEN.value: "g: the one rate that was given",
     }
     lines += [text for edge, text in meanings.items() if edge in used]
+    # A result that was written before sequences were compared has no such key.
     lines += [
         f"{row['name']}: loss of earlier tasks {row['loss_of_earlier_tasks']:.3f}, from after each one to the end"
         for row in rows
-        if row["loss_of_earlier_tasks"] is not None
+        if row.get("loss_of_earlier_tasks") is not None
     ]
     lines += [f"{row['name']} failed: {row['failed']}" for row in found["rows"] if row["failed"]]
     lines += [
@@ -169,7 +170,7 @@ def columns(found: Result) -> tuple[list[str], list[list[str]]]:
         numbers = [row["scores"][name] for name in names]
         numbers += [row["mean"], row["worst"], difference.get("value"), difference.get("half_width")]
         numbers += [difference.get("smallest"), None if gap is None else gap["value"], row["forgetting"]]
-        numbers.append(row["loss_of_earlier_tasks"])
+        numbers.append(row.get("loss_of_earlier_tasks"))
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
         rate = "" if row["rate"] is None else f"{row['rate']:g}"
         cells.append(

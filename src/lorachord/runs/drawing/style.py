@@ -11,7 +11,8 @@ import numpy as np
 
 COLOURS = ("#3b82c4", "#e07b39", "#2a9d74", "#c05aa8", "#b8962e", "#d1495b", "#5f8a8b", "#8d7bd6")
 """Of tasks and rows; each can be seen on white and on black."""
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon", "triangle-down")
+"""One more than the colours, so that many rows differ in one of both."""
 DIVERGING = [[0.0, "#e0705f"], [0.25, "#efb3a6"], [0.5, "#f4f4f4"], [0.75, "#b4d2ec"], [1.0, "#5a9bd4"]]
 """Red below 0, blue above."""
 SEQUENTIAL = [[0.0, "#f4f6f9"], [0.5, "#b4d2ec"], [1.0, "#4f93cf"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorachord.runs.compare.compared_rows import REFERENCE
+from lorachord.runs.compare.compared_rows import REFERENCE, UNTRAINED
 from lorachord.runs.compare.tables import claim_rows, main_rows
 from lorachord.runs.drawing import Drawing, column_axis, escaped, heat, line, points
 from lorachord.runs.drawing.style import merged
@@ -18,7 +18,8 @@ GREY = "#8a94a0"
 
 def draw_differences(found: Result) -> Drawing | None:
     """The difference of each row to joint LoRA, with its own interval and the corrected one."""
-    rows = [row for row in found["rows"] if row.get("difference")]
+    # The base as it is lies so far behind that the others could not be told apart.
+    rows = [row for row in found["rows"] if row.get("difference") and row["name"] != UNTRAINED]
     if not rows:
         return None
     places = {row["name"]: at for at, row in enumerate(rows)}
