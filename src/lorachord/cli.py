@@ -14,7 +14,7 @@ import transformers
 
 from lorachord.endings import in_words
 from lorachord.listing_commands import methods, models, runs, suites, tasks
-from lorachord.messages import show, tell
+from lorachord.messages import show, table, tell
 from lorachord_cli import build_parser
 
 
@@ -34,7 +34,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from lorachord.runs.constants import constant_scores
     from lorachord.runs.later import recipe_to_train
     from lorachord.runs.scores import score_table
-    from lorachord.runs.sequence import sequence_table
+    from lorachord.runs.sequence import sequence_rows
     from lorachord.runs.train import train
     from lorachord.runs.use import predictions
 
@@ -47,7 +47,7 @@ def _train(arguments: argparse.Namespace) -> None:
     show(score_table(folder.metrics["dev"], constant_scores(recipe.tasks.chosen(), predictions(folder.path))))
     if recipe.mode == "sequence":
         print("\ndev after each task")
-        show(sequence_table(folder.metrics))
+        show(table(sequence_rows(folder.metrics)))
     print(f"The run is in {folder.path}.")
 
 

@@ -56,10 +56,12 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
         keys: that it has to have.
 
     Raises:
-        ValueError: the file is damaged or lacks a key; it is named.
+        ValueError: the file is missing, damaged or lacks a key; it is named.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or cut off: it is no JSON ({error}).") from None
     if not isinstance(found, dict):

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import lorachord as lc
@@ -206,7 +207,11 @@ class Runs(Kind):
                 except ValueError:
                     path.write_bytes(harmed_bytes(draw, path.read_bytes()))
             elif path.name == "adapter_model.safetensors" and draw.random() < 0.5:
-                harm_adapter(draw, path.parent)
+                try:
+                    harm_adapter(draw, path.parent)
+                except (SafetensorError, ValueError):
+                    # The first harm left no tensors to read.
+                    path.write_bytes(harmed_bytes(draw, path.read_bytes()))
             else:
                 path.write_bytes(harmed_bytes(draw, path.read_bytes()))
         if begun:

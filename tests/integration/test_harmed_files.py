@@ -42,6 +42,7 @@ def refused(folder: Path, message: str) -> None:
         ("modules_to_save", "classifier", "modules_to_save is 'classifier'; it must be a list"),
         ("target_modules", None, "target_modules names no module"),
         ("target_parameters", 3, "target_parameters is of PEFT's LoRA"),
+        ("base_model_name_or_path", 1.5, "base_model_name_or_path is 1.5, and no name of a model"),
     ],
 )
 def test_a_harmed_field_is_named(saved: Path, field: str, value: Any, message: str) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import lorachord as lc
+from lorachord.runs.folder import RunFolder
 from lorachord.runs.inspect import Conflicts
 from lorachord.runs.recipe import Recipe, recipe_from
 from lorachord.runs.report import load_comparison, report
+from lorachord.runs.report.sequence_drawing import draw_stages
 from lorachord.runs.train import train
 from lorachord_cli import main
 from tests.integration.test_compare import Here, sweep
@@ -30,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "surgery": {"surgery": {"rule": "ortho_lora"}, "training": STEPS},
     "routed": {"method": {"name": "mixlora", "r": 2, "num_experts": 4}, "training": STEPS},
     "calibrated": {"method": {"name": "thanora", "r": 6}, "training": STEPS},
+    "sequence": {"mode": "sequence", "method": {"name": "mtl_lora", "r": 2, "num_ups": 2}, "training": STEPS},
 }
 FIGURES = {
     "joint": {"scores", "losses", "val-scores", "spectra", "overlap", "interference"},
@@ -37,6 +40,7 @@ FIGURES = {
     "surgery": {"scores", "losses", "conflicts", "spectra", "interference"},
     "routed": {"scores", "losses", "routing", "interference"},
     "calibrated": {"scores", "losses", "spectra", "task-ranks", "interference"},
+    "sequence": {"scores", "stages", "losses", "spectra", "overlap", "interference"},
     "fused": {"means", "coefficients", "spectra"},
     "compared": {"differences", "costs", "task-scores", "transfer", "losses-0", "losses-1", "rates"},
 }
@@ -180,6 +184,23 @@ def test_figures_have_the_numbers_of_the_files(folders: dict[str, Path]) -> None
     found = lc.inspect(folders["joint"], max_rows=0)
     line = found.drawings["spectra"].data[0]
     assert line["y"] == pytest.approx(np.nanmean(found["spectra"].shares[0], axis=0), rel=1e-3)  # type: ignore[attr-defined]
+
+
+def test_a_sequence_shows_each_tasks_score_from_its_own_stage_on(folders: dict[str, Path]) -> None:
+    metrics = RunFolder.open(folders["sequence"]).metrics
+    drawing = draw_stages(metrics)
+    first, second = metrics["order"]
+    stages = metrics["stages"]["dev"]
+    assert [drawn["y"] for drawn in drawing.data] == [
+        pytest.approx([stages[0][first], stages[1][first]], rel=1e-4),
+        [None, pytest.approx(stages[1][second], rel=1e-4)],
+    ]
+    # The first task's core is frozen when the second is learned.
+    assert drawing.words == (
+        f"In the end the earlier tasks have lost 0.000 on average, and {first} has lost the most, 0.000."
+    )
+    with pytest.raises(ValueError, match="nothing of stages"):
+        draw_stages({"dev": metrics["dev"]})
 
 
 def test_inspections_and_comparisons_show_their_figures_in_a_notebook(

@@ -70,6 +70,9 @@ def test_damaged_json_names_its_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "some.json").write_text(text)
     with pytest.raises(ValueError, match=r"some\.json is damaged"):
         read_json(tmp_path / "some.json", ("key",))
+    (tmp_path / "some.json").unlink()
+    with pytest.raises(ValueError, match=r"some\.json is missing"):
+        read_json(tmp_path / "some.json")
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

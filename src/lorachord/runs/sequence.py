@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from lorachord.messages import table
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.recipe import Recipe
 from lorachord.runs.single_recipes import share_of_steps
@@ -102,8 +101,8 @@ def sequence_metrics(order: Sequence[str], splits: Mapping[str, Sequence[Scores]
     }
 
 
-def sequence_table(metrics: Mapping[str, Any]) -> str:
-    """The scores on dev after each stage, a row each, and the loss of earlier tasks."""
+def sequence_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The scores on dev after each stage, a row each, and the loss of earlier tasks; the first row is the header."""
     order, lost_of = metrics["order"], metrics["loss_of_earlier_tasks"]
     rows = [["after", *order, "mean"]]
     for task, scores in zip(order, metrics["stages"]["dev"], strict=True):
@@ -111,4 +110,4 @@ def sequence_table(metrics: Mapping[str, Any]) -> str:
         cells = ["-" if scores[name] is None else f"{scores[name]:.3f}" for name in order]
         rows.append([task, *cells, f"{fmean(known):.3f}"])
     losses = [f"{lost_of['tasks'][name]:.3f}" if name in lost_of["tasks"] else "-" for name in order]
-    return table([*rows, ["lost", *losses, f"{lost_of['mean']:.3f}"]])
+    return [*rows, ["lost", *losses, f"{lost_of['mean']:.3f}"]]

@@ -35,6 +35,9 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     config = read_json(_in(folder, CONFIG), ("peft_type",))
     if config["peft_type"] not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
         raise ValueError(f"{folder / CONFIG}: there is no kind of adapter {config['peft_type']!r}.")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise ValueError(f"{folder / CONFIG}: base_model_name_or_path is {base!r}, and no name of a model.")
     options = config.get("options")
     if isinstance(options, Mapping):
         largest = _largest(folder / SAFETENSORS_WEIGHTS_NAME)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorachord.runs.sequence import lost, order_of, sequence_metrics, sequence_table, stage_recipes
+from lorachord.runs.sequence import lost, order_of, sequence_metrics, sequence_rows, stage_recipes
 from tests.tiny_data import recipe
 
 STAGES = [
@@ -25,7 +25,7 @@ def test_a_task_loses_from_its_own_stage_to_the_last_and_the_last_one_nothing() 
 
 def test_the_table_has_a_row_for_each_stage_and_leaves_out_what_was_not_there() -> None:
     early = [{"a": None, "b": 0.9, "c": None}, {"a": 0.8, "b": 0.9, "c": None}, {"a": 0.8, "b": 0.9, "c": 0.7}]
-    lines = [line.split() for line in sequence_table(sequence_metrics(ORDER, {"dev": early})).splitlines()]
+    lines = sequence_rows(sequence_metrics(ORDER, {"dev": early}))
     assert lines[0] == ["after", "b", "a", "c", "mean"]
     assert ["b", "0.900", "-", "-", "0.900"] in lines
     assert ["a", "0.900", "0.800", "-", "0.850"] in lines

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorachord.runs.drawing import Drawing, line
 from lorachord.runs.folder import RunFolder
+from lorachord.runs.sequence import order_of, stage_folder
 
 Curve = tuple[list[int], list[float]]
 """Steps, and the values at these."""
@@ -37,11 +38,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def curves_of(run: RunFolder, prefix: str) -> dict[str, Curve]:
     """What a run has logged of each task: its `loss_`, or with `eval_` its scores on val.
 
-    A run of mode `single` has a log for each task. Tasks of which nothing was logged are left out.
+    A run of mode `single` or `sequence` has a log for each task. Tasks of which nothing was logged are left out.
     """
     tasks = [task.name for task in run.recipe.tasks.chosen()]
     if run.recipe.mode == "single":
         logs = {task: read_log(run.path / task / LOG) for task in tasks}
+    elif run.recipe.mode == "sequence":
+        order = order_of(run.recipe)
+        logs = {task: read_log(stage_folder(run.path, order.index(task) + 1) / LOG) for task in tasks}
     else:
         logs = dict.fromkeys(tasks, read_log(run.path / LOG))
     found = {task: _curve(logs[task], f"{prefix}{task}") for task in tasks}
@@ -82,9 +86,8 @@ def draw_curves(name: str, title: str, what: str, curves: Mapping[str, Curve], m
         numbers = [f"{value:.3f}" for value in (values[0], values[-1], min(values), max(values))]
         rows.append([of, str(len(steps)), *numbers])
         # A point for each step is a thick line.
-        data.append(
-            line(of, steps, values, at) if len(steps) <= 30 else {**line(of, steps, values, at), "mode": "lines"}
-        )
+        drawn = line(of, steps, values, at)
+        data.append(drawn if len(steps) <= DOTTED else {**drawn, "mode": "lines"})
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": what}}, "showlegend": True}
     return Drawing(name, title, _ends(curves, what), meaning, rows, data, layout)
 

@@ -12,6 +12,7 @@ from lorachord.runs.inspect import Inspection, inspect
 from lorachord.runs.report.contents import Block, Listing, Page, Section, Table, Words, or_words
 from lorachord.runs.report.curves import draw_losses, draw_scores_on_val
 from lorachord.runs.report.scores_drawing import draw_scores
+from lorachord.runs.report.sequence_drawing import draw_stages
 from lorachord.runs.scores import score_rows
 from lorachord.runs.use import open_run, predictions
 from lorachord.whole import read_json
@@ -33,8 +34,9 @@ def page_of_run(path: Path, how: dict[str, Any]) -> Page:
     run = open_run(path)
     recipe, scores = run.recipe, read_json(run.path / "metrics.json", ("dev",))
     kind = f"{recipe.method['name']}, {recipe.mode}, seed {recipe.seed}, on {recipe.model.name}"
+    stages = or_words(lambda: [draw_stages(scores)]) if recipe.mode == "sequence" else []
     sections = [
-        Section("Scores", _scores(run, scores["dev"])),
+        Section("Scores", [*_scores(run, scores["dev"]), *stages]),
         Section("Training", or_words(lambda: _curves(run))),
         Section("What the adapter does", or_words(lambda: seen(inspect(path, **how)))),
         Section("Data", or_words(lambda: [_data(scores)])),
