@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorachord.runs.compare.command import Where, compare
+import lorachord as lc
 from lorachord.runs.recipe import recipe_from
 from lorachord.whole import write_json
 
@@ -34,7 +35,7 @@ def recipe(k: int, draw: int) -> Any:
     )
 
 
-def row(found: dict[str, Any], k: int, draw: int) -> dict[str, Any]:
+def row(found: Mapping[str, Any], k: int, draw: int) -> dict[str, Any]:
     means = {row["name"]: round(row["mean"], 4) for row in found["rows"] if "mean" in row}
     return {"k": k, "draw": draw, "verdict": found["verdict"]["kind"], "text": found["verdict"]["text"], "means": means}
 
@@ -49,8 +50,8 @@ def main() -> int:
     seen = []
     for draw in range(given.draws):
         for k in RIGHT:
-            where = Where(jobs=given.jobs)
-            seen.append(row(compare(recipe(k, draw), ["mtl_lora"], given.out / f"k{k}-{draw}", where=where), k, draw))
+            found = lc.compare(recipe(k, draw), ["mtl_lora"], given.out / f"k{k}-{draw}", jobs=given.jobs)
+            seen.append(row(found.result, k, draw))
             print(f"k = {k}, draw {draw}: {seen[-1]['verdict']}; {seen[-1]['text']}", flush=True)
             write_json(given.out / "verdicts.json", seen)
     return int(any(line["verdict"] != RIGHT[line["k"]] for line in seen))

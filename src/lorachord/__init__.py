@@ -61,9 +61,11 @@ from lorachord.tuner import (
 
 if TYPE_CHECKING:
     from lorachord.data.task import Task
+    from lorachord.runs.compare.command import compare
+    from lorachord.runs.compare.comparison import load_comparison
     from lorachord.runs.inspect import inspect
     from lorachord.runs.predictor import load
-    from lorachord.runs.report import load_comparison, report
+    from lorachord.runs.report import report
     from lorachord.training.trainer import MultiTaskTrainer
 
 __version__ = "0.1.0"
@@ -71,9 +73,10 @@ __version__ = "0.1.0"
 _ON_DEMAND = {
     "MultiTaskTrainer": "lorachord.training",
     "Task": "lorachord.data",
+    "compare": "lorachord.runs.compare.command",
     "inspect": "lorachord.runs.inspect",
     "load": "lorachord.runs.predictor",
-    "load_comparison": "lorachord.runs.report",
+    "load_comparison": "lorachord.runs.compare.comparison",
     "report": "lorachord.runs.report",
 }
 """Where the names lie that are imported when they are first asked for."""
@@ -91,6 +94,7 @@ __all__ = [  # noqa: RUF022
     "export_lora",
     "load",
     "inspect",
+    "compare",
     "load_comparison",
     "report",
     "fuse",

@@ -75,7 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from lorachord.runs.compare.command import Where, compare
+    from lorachord.runs.compare.command import compare
     from lorachord.runs.compare.compared_rows import ratios_of, split_rows
     from lorachord.runs.compare.ladder import rates_of
     from lorachord.runs.compare.tables import terminal
@@ -95,8 +95,10 @@ def _compare(arguments: argparse.Namespace) -> None:
         effect=arguments.effect,
         weights=ratios_of(arguments.weights),
         data_dir=arguments.data,
-        where=Where(jobs=arguments.jobs, ray=arguments.ray, seconds=seconds_of(arguments.time)),
-    )
+        jobs=arguments.jobs,
+        ray=arguments.ray,
+        seconds=seconds_of(arguments.time),
+    ).result
     files = f"The comparison is in {out}, with a run folder for each trial in trials/."
     tell(arguments.json, found, lambda: f"{terminal(found)}\n\n{files}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lorachord.runs.compare.command import load_results
+import lorachord as lc
+from lorachord.runs.compare.comparison import load_results
 from lorachord.runs.compare.plan import make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.sweep import SweepFolder, run_sweep
@@ -140,6 +142,20 @@ def test_it_goes_on_from_its_small_files_alone(
     found = sweep(base, task_files, tmp_path, workers)
     assert len(workers.ran) == 1
     assert without_time(found) == without_time(made[1])
+
+
+def test_what_python_gives_back_shows_itself(
+    made: tuple[Path, dict[str, Any]], base: Recipe, task_files: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(made[0], tmp_path / "out"))
+    how: dict[str, Any] = {"seeds": 2, "rates": [1e-2], "data_dir": task_files, "jobs": 1}
+    # All trials are there, so that nothing is trained.
+    found = lc.compare(base, ["mtl_lora"], out, **how)
+    assert found.result == made[1]
+    assert found.verdict == lc.load_comparison(out).verdict
+    assert "differences" in found.drawings
+    with pytest.raises(ValueError, match="There is no recipe"):
+        lc.compare(tmp_path / "recipes.yaml", ["mtl_lora"], out, **how)
 
 
 def test_a_sequence_stands_beside_joint_and_fused_lora_with_its_loss(

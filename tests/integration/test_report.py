@@ -14,7 +14,7 @@ import lorachord as lc
 from lorachord.runs.folder import RunFolder
 from lorachord.runs.inspect import Conflicts
 from lorachord.runs.recipe import Recipe, recipe_from
-from lorachord.runs.report import load_comparison, report
+from lorachord.runs.report import report
 from lorachord.runs.report.sequence_drawing import draw_stages
 from lorachord.runs.train import train
 from lorachord_cli import main
@@ -171,7 +171,7 @@ def test_the_slider_moves_the_map_by_key(
 
 
 def test_figures_have_the_numbers_of_the_files(folders: dict[str, Path]) -> None:
-    compared = load_comparison(folders["compared"])
+    compared = lc.load_comparison(folders["compared"])
     result = json.loads((folders["compared"] / "compare.json").read_text())
     assert compared.result == result
     assert compared.verdict == result["verdict"]["text"]
@@ -249,7 +249,7 @@ def test_what_cannot_be_shown_is_refused_in_a_sentence(
     (foreign / "compare.json").write_text("{}")
     assert "damaged or of another origin: it has no tasks" in printed(capsys, 2, foreign)
     with pytest.raises(ValueError, match="is no comparison"):
-        load_comparison(task_files)
+        lc.load_comparison(task_files)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -3,8 +3,8 @@
 The way of a comparison: `compared_rows.py` reads the rows, `fitting.py` gives them equal parameters, `plan.py` checks
 and fixes all that is decided beforehand. `sweep.py` runs trials (`trial.py`) in processes or a cluster (`workers.py`).
 `sweep_state.py` says, from the finished trials alone, which are wanted next; `ladder.py` chooses the learning rates.
-`results.py` gathers the numbers, `verdict.py` says what they mean, `tables.py` shows them. `command.py` is the front
-door.
+`results.py` gathers the numbers, `verdict.py` says what they mean, `tables.py` and `comparison.py` show them.
+`command.py` is the front door.
 
 The statistics: `sample.py` makes `Scores` of the predictions of several methods, contrasts of their mean scores with
 intervals over seeds and over examples. `statistics.py` has the formula and its measured honesty, the correction for

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +14,7 @@ from uuid import uuid4
 
 from lorachord.runs.auditing import audit_of, say
 from lorachord.runs.compare.compared_rows import FRONT_RATIO
+from lorachord.runs.compare.comparison import Comparison
 from lorachord.runs.compare.plan import Plan, make_plan
 from lorachord.runs.compare.results import results
 from lorachord.runs.compare.row_sizes import Budget
@@ -22,7 +22,7 @@ from lorachord.runs.compare.sweep import SweepFolder, run_sweep
 from lorachord.runs.compare.tables import as_csv, as_markdown
 from lorachord.runs.compare.workers import Processes, RayCluster, Workers
 from lorachord.runs.model import load_plain
-from lorachord.runs.recipe import Recipe
+from lorachord.runs.recipe import Recipe, read_recipe
 from lorachord.runs.stopping import Stopped
 from lorachord.runs.tasksets import load_data
 from lorachord.whole import write_json, write_text
@@ -32,37 +32,8 @@ FEW_ROWS = 50
 """Rows of val below which it is said that rates are chosen by few."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where and how long trials run.
-
-    Args:
-        jobs: trials at once. Default: one for each two CPUs, at least one.
-        ray: the address of a Ray cluster, or "local". Default: processes of this machine.
-        seconds: in which the comparison has to end. Default: no limit.
-    """
-
-    jobs: int | None = None
-    ray: str | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"--jobs is {self.jobs}; it must be at least 1.")
-
-    @property
-    def size(self) -> int:
-        """Trials at once."""
-        return self.jobs if self.jobs is not None else max(1, (os.cpu_count() or 1) // 2)
-
-    @property
-    def threads(self) -> int:
-        """Of each trial."""
-        return max(1, (os.cpu_count() or 1) // self.size)
-
-
 def compare(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     methods: Sequence[str],
     out: str | Path,
     *,
@@ -73,12 +44,14 @@ def compare(
     effect: float = 0.02,
     weights: Sequence[float] = (FRONT_RATIO,),
     data_dir: str | Path | None = None,
-    where: Where | None = None,
-) -> dict[str, Any]:
+    jobs: int | None = None,
+    ray: str | None = None,
+    seconds: float | None = None,
+) -> Comparison:
     """Compare methods on the tasks of a recipe, or go on with the comparison that a folder holds.
 
     Args:
-        recipe: of joint LoRA: the base, the tasks, the steps, the rank that sets the budget.
+        recipe: of joint LoRA, or its file: the base, the tasks, the steps, the rank that sets the budget.
         methods: rows, as `compared_rows.parse_row` reads them. Those of `standing_rows` there are added.
         out: the folder; see `sweep.py`.
         seeds: how many of each row. Default 3.
@@ -88,21 +61,27 @@ def compare(
         effect: the smallest difference of means that would matter. Default 0.02.
         weights: how many times as much the front lets each task count. Default 4.
         data_dir: as for `train`.
-        where: see `Where`.
+        jobs: trials at once. Default: one for each two CPUs, at least one.
+        ray: the address of a Ray cluster, or "local". Default: processes of this machine.
+        seconds: in which the comparison has to end. Default: no limit.
 
     Returns:
-        See `results.results`; the same is written as `compare.json`, `compare.csv` and `compare.md`.
+        The result, which a notebook shows; the same is written as `compare.json`, `compare.csv` and `compare.md`.
 
     Raises:
         ValueError: whatever is wrong with the recipe, the rows, the data or the folder, before any training.
         Stopped: the process was asked to stop; finished trials are kept, and the others have saved checkpoints.
     """
-    where, folder = where or Where(), SweepFolder(out)
+    cpus = os.cpu_count() or 1
+    jobs = jobs if jobs is not None else max(1, cpus // 2)
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}; it must be at least 1.")
+    folder = SweepFolder(out)
     saved = folder.saved_plan() if folder.is_there else None
     # Digits depend on the threads of a trial: these stay as they were at the beginning.
-    threads = where.threads if saved is None else saved.threads
+    threads = max(1, cpus // jobs) if saved is None else saved.threads
     plan = make_plan(
-        recipe,
+        recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data_dir=data_dir),
         methods,
         seeds=seeds,
         rates=rates,
@@ -114,16 +93,16 @@ def compare(
         ratios=weights,
     )
     _check_data(plan)
-    workers = _workers(where, threads, folder)
+    workers = Processes(jobs, threads) if ray is None else _cluster(ray, jobs, threads, folder)
     try:
         state = folder.begin(plan)
         with _stopping(workers, folder):
-            is_whole = run_sweep(folder, state, workers, seconds=where.seconds)
+            is_whole = run_sweep(folder, state, workers, seconds=seconds)
     finally:
         workers.close()
     if not is_whole:
         logger.info("The time is over; the same command goes on with the rest.")
-    return write_results(folder, results(state))
+    return Comparison(folder.path, write_results(folder, results(state)))
 
 
 def write_results(folder: SweepFolder, found: dict[str, Any]) -> dict[str, Any]:
@@ -157,10 +136,13 @@ def _check_data(plan: Plan) -> None:
     say(audit_of(plan.recipe, data, kind))
 
 
-def _workers(where: Where, threads: int, folder: SweepFolder) -> Workers:
-    if where.ray is None:
-        return Processes(where.size, threads)
-    cluster = RayCluster(where.ray, where.size, threads)
+def _cluster(address: str, jobs: int, threads: int, folder: SweepFolder) -> Workers:
+    """Workers of a Ray cluster.
+
+    Raises:
+        ValueError: the folder is not seen by all of them.
+    """
+    cluster = RayCluster(address, jobs, threads)
     token = f".seen-{uuid4().hex}"
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.path.absolute().parent
@@ -195,14 +177,3 @@ def _stopping(workers: Workers, folder: SweepFolder) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def load_results(out: str | Path) -> dict[str, Any]:
-    """The result of a comparison, made of its finished trials.
-
-    Raises:
-        ValueError: no folder of a comparison.
-    """
-    folder = SweepFolder(out)
-    plan = folder.saved_plan()
-    return results(folder.load(plan))

@@ -10,9 +10,8 @@ are those of `lc.inspect` and of `load_comparison`, which shows itself in a note
 (True, True)
 """
 
-from lorachord.runs.report.comparison import Comparison, load_comparison
 from lorachord.runs.report.contents import Listing, Page, Section, Table, Words
 from lorachord.runs.report.markup import as_html
 from lorachord.runs.report.writing import NAME, report
 
-__all__ = ["NAME", "Comparison", "Listing", "Page", "Section", "Table", "Words", "as_html", "load_comparison", "report"]
+__all__ = ["NAME", "Listing", "Page", "Section", "Table", "Words", "as_html", "report"]

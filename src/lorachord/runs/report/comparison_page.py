@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorachord.runs.compare.comparison import PLAN, Comparison, load_comparison
+from lorachord.runs.compare.comparison_drawings import WHOLE
 from lorachord.runs.compare.tables import claim_rows, columns, main_rows
 from lorachord.runs.compare.trial import Trial
 from lorachord.runs.folder import RunFolder
-from lorachord.runs.report.comparison import PLAN, Comparison, load_comparison
-from lorachord.runs.report.comparison_drawings import WHOLE
 from lorachord.runs.report.contents import Block, Listing, Page, Section, Table, Words, or_words
 from lorachord.runs.report.curves import Curve, curves_of, draw_curves
 from lorachord.runs.report.run_page import recipe_and_versions

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lorachord.runs.report.comparison import PLAN, RESULT
+from lorachord.runs.compare.comparison import PLAN, RESULT
 from lorachord.runs.report.comparison_page import page_of_comparison
 from lorachord.runs.report.contents import Page
 from lorachord.runs.report.fusion_page import FUSION, page_of_fusion

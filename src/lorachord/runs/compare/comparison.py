@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lorachord.messages import table
-from lorachord.runs.compare.command import load_results
-from lorachord.runs.compare.tables import main_rows
-from lorachord.runs.drawing import Drawing, show
-from lorachord.runs.report.comparison_drawings import (
+from lorachord.runs.compare.comparison_drawings import (
     draw_costs,
     draw_differences,
     draw_rates,
     draw_task_scores,
     draw_transfer,
 )
+from lorachord.runs.compare.results import results
+from lorachord.runs.compare.sweep import SweepFolder
+from lorachord.runs.compare.tables import main_rows
+from lorachord.runs.drawing import Drawing, show
 from lorachord.whole import read_json
 
 RESULT, PLAN = "compare.json", "sweep.json"
@@ -73,3 +74,14 @@ def load_comparison(folder: str | Path) -> Comparison:
     names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else []
     holds = f"it holds {', '.join(names)}" if names else "it is empty or missing"
     raise ValueError(f"{folder} is no comparison, which would hold a {RESULT}; {holds}.")
+
+
+def load_results(out: str | Path) -> dict[str, Any]:
+    """The result of a comparison, made of its finished trials.
+
+    Raises:
+        ValueError: no folder of a comparison.
+    """
+    folder = SweepFolder(out)
+    plan = folder.saved_plan()
+    return results(folder.load(plan))
