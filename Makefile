@@ -1,9 +1,9 @@
-# Each target sets itself up: a virtual environment in .venv with the tested versions of constraints.txt.
+# Each target sets itself up: a virtual environment in .venv with the tested versions, checked by their hashes.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo earn-quick test test-all format clean
+.PHONY: demo earn-quick test test-all format lock clean
 
 demo: .venv/installed
 	$(BIN)/lorachord demo
@@ -30,16 +30,25 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What a user has.
-.venv/installed: pyproject.toml constraints.txt
+# What a user has. Builds of torch differ from machine to machine, so that its version alone is fixed.
+.venv/installed: pyproject.toml constraints.txt requirements.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) .
+	$(INSTALL) --require-hashes --no-deps --requirement requirements.txt
+	$(INSTALL) --constraint constraints.txt torch
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 # And what a developer needs besides.
-.venv/ready: .venv/installed
-	$(INSTALL) '.[dev]'
+.venv/ready: .venv/installed requirements-dev.txt
+	$(INSTALL) --require-hashes --no-deps --requirement requirements-dev.txt
 	touch $@
+
+# After a change of pyproject.toml or constraints.txt: all packages, for each system and Python, with their hashes.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' --constraint constraints.txt --no-emit-package torch pyproject.toml
+lock:
+	$(LOCK) --extra dev --output-file requirements-dev.txt
+	$(LOCK) --constraint requirements-dev.txt --output-file requirements.txt
 
 clean:
 	rm -rf .venv
