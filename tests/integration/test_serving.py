@@ -31,6 +31,11 @@ def test_what_vllm_refuses_is_told(tmp_path: Path) -> None:
     assert refusals(saved(tmp_path / "head", modules_to_save=["score"])) == []
     [told] = refusals(saved(tmp_path / "more", modules_to_save=["score", "embed_tokens"]))
     assert "embed_tokens" in told
+    [told] = refusals(saved(tmp_path / "start", init_lora_weights="pissa"))
+    assert "pissa" in told
+    assert refusals(saved(tmp_path / "gaussian", init_lora_weights="gaussian")) == []
+    [told] = refusals(saved(tmp_path / "bias", bias="all"))
+    assert "bias='all'" in told
 
 
 def test_a_mixed_batch_of_the_exports_equals_on_task(tmp_path: Path) -> None:

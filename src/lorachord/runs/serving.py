@@ -13,6 +13,8 @@ from lorachord.tuner.trained_parts import OF_TASK_TYPE
 
 VLLM_HEADS = OF_TASK_TYPE["SEQ_CLS"]
 """What vLLM takes in `modules_to_save`."""
+VLLM_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Its `init_lora_weights`, which leave the base as it is."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
@@ -26,6 +28,15 @@ def refusals(folder: str | Path) -> list[str]:
         found.append(
             f"vLLM refuses modules_to_save other than a head, and this has {', '.join(others)}: serve the merged model "
             "(`lorachord merge`) there."
+        )
+    if config.bias != "none":
+        found.append(
+            f"vLLM refuses trained biases (bias={config.bias!r}): serve the merged model (`lorachord merge`) there."
+        )
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() not in VLLM_STARTS:
+        found.append(
+            f"vLLM refuses init_lora_weights={config.init_lora_weights!r}, which changes the base: serve the merged "
+            "model (`lorachord merge`) there, or convert the LoRA (PEFT's path_initial_model_for_weight_conversion)."
         )
     if config.use_dora:
         found.append("vLLM refuses DoRA (use_dora): serve the merged model (`lorachord merge`) there.")
@@ -67,8 +78,10 @@ def serve_command(server: str, folders: Sequence[str | Path]) -> str:
     named = " ".join(shlex.quote(f"{path.name}={path}") for path in paths)
     if server == "vllm":
         allowed = next((known for known in VLLM_RANKS if known >= rank), VLLM_RANKS[-1])
+        # One place more than LoRAs: on a CPU, vLLM 0.32 gives a request for the base what is in the last one.
         return (
-            f"vllm serve {base} --enable-lora --max-loras {len(paths)} --max-lora-rank {allowed} --lora-modules {named}"
+            f"vllm serve {base} --enable-lora --max-loras {len(paths) + 1} --max-lora-rank {allowed} "
+            f"--lora-modules {named}"
         )
     if server == "sglang":
         return (
