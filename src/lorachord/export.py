@@ -86,28 +86,52 @@ def export_lora(model: PeftModel, out: str | Path, task: str | int | None = None
                 kept = only_head(_tuner(model).model, saved, task)
                 save_file(_separate(kept), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
             write_export_card(folder, config, f"PEFT's own, {config.peft_type}", None)
-            return _move(folder, out)
+            return move(folder, out)
 
-    index = None if task is None else config.task_names.index(task)
     tuner = _tuner(model)
-    pairs, tensors = {}, {}
-    for path, layer in tuner.model.named_modules():
+    if task is not None:
+        # An unknown one is refused before anything is written.
+        config.task_names.index(task)
+    saved = get_peft_model_state_dict(model, adapter_name=name)
+    others = {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, out.name)
+        write_lora(folder, tuner.model, name, config, task, only_head(tuner.model, others, task))
+        return move(folder, out)
+
+
+def write_lora(
+    folder: Path,
+    base: nn.Module,
+    name: str,
+    config: LorachordConfig,
+    task: str | int | None = None,
+    others: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter in `base` as a plain LoRA.
+
+    Args:
+        folder: is made if it is missing.
+        base: the adapted model, without PEFT's wrapper.
+        name: of the adapter.
+        task: name or index; needed by methods with one weight per task.
+        others: what is saved besides, by PEFT's keys. Default: nothing.
+
+    Raises:
+        ValueError: an input-routed method, a missing or unknown task. Nothing is then written.
+    """
+    index = None if task is None else config.task_names.index(task)
+    pairs, tensors = {}, dict(others or {})
+    for path, layer in base.named_modules():
         if isinstance(layer, LorachordLinear) and name in layer.lorachord_adapter:
             pairs[path] = factors(layer.lorachord_adapter[name], index)  # type: ignore[arg-type]
     for path, (down_RD, up_OR) in pairs.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = down_RD
         tensors[f"base_model.model.{path}.lora_B.weight"] = up_OR
-    saved = get_peft_model_state_dict(model, adapter_name=name)
-    others = {key: value for key, value in saved.items() if ".lorachord_adapter." not in key}
-    tensors |= only_head(tuner.model, others, task)
-
-    lora = _lora_config(tuner.model, config, {path: len(down_RD) for path, (down_RD, _) in pairs.items()})
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, out.name)
-        lora.save_pretrained(str(folder))
-        save_file(_separate(tensors), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        write_export_card(folder, lora, config.method, None if index is None else str(task))
-        return _move(folder, out)
+    lora = _lora_config(base, config, {path: len(down_RD) for path, (down_RD, _) in pairs.items()})
+    lora.save_pretrained(str(folder))
+    save_file(_separate(tensors), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    write_export_card(folder, lora, config.method, None if index is None else str(task))
 
 
 def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, int]) -> LoraConfig:
@@ -142,7 +166,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
 
 
-def _move(folder: Path, out: Path) -> Path:
+def move(folder: Path, out: Path) -> Path:
     """Put a finished folder in its place, so that `out` is never half written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():

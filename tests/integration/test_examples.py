@@ -32,8 +32,9 @@ def body(script: Path) -> str:
     return script.read_text(encoding="utf-8").split('"""', 2)[2].strip()
 
 
-def test_there_are_five_and_each_is_run_here() -> None:
-    assert [script.stem for script in EXAMPLES] == ["decoder", "fuse_loras", "plain_loop", "trl_sft", "your_rows"]
+def test_there_are_six_and_each_is_run_here() -> None:
+    names = ["decoder", "embeddings", "fuse_loras", "plain_loop", "trl_sft", "your_rows"]
+    assert [script.stem for script in EXAMPLES] == names
 
 
 def test_rows_of_ones_own_train_score_and_export(tmp_path: Path) -> None:
@@ -75,6 +76,13 @@ def test_trls_script_trains_two_instruction_sets_and_exports(tmp_path: Path) -> 
     for task in ("mood", "colour"):
         assert (tmp_path / "out" / "loras" / task / "adapter_model.safetensors").is_file()
     assert body(ROOT / "examples" / "trl_sft.py") in (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
+
+
+def test_embeddings_train_with_a_loss_for_each_task_and_export(tiny_bert: Path, tmp_path: Path) -> None:
+    run(ROOT / "examples" / "embeddings.py", str(tiny_bert), tmp_path)
+    for task in ("alike", "answers"):
+        assert (tmp_path / "out" / "loras" / task / "modules.json").is_file()
+    assert body(ROOT / "examples" / "embeddings.py") in (ROOT / "docs" / "embeddings.md").read_text(encoding="utf-8")
 
 
 def test_finished_loras_are_fused(tiny_bert: Path, tmp_path: Path) -> None:

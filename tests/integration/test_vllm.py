@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -49,11 +48,6 @@ PROMPTS = [token_ids(1, length, seed).tolist()[0] for seed, length in enumerate(
 NUM_TOKENS = 12
 
 
-# Of its own packages alone.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 ROUNDING = {"float32": 1e-4, "bfloat16": 0.04}
 """Of a logit, by the largest one."""
 
@@ -132,7 +126,9 @@ def served(
     }
     (out / "asked.json").write_text(json.dumps(given))
     command = [str(PYTHON), str(SCRIPT), str(out / "asked.json"), str(out / "told.json")]
-    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=out, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=vllm_environment.variables(), cwd=out, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-4000:]
     told = json.loads((out / "told.json").read_text())
     return Served(models, loras, told["answers"], refused, told["refused"], request.param)
@@ -208,7 +204,7 @@ def test_the_command_that_the_export_prints_serves_each_task(
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen(
             [str(PYTHON.with_name(server)), *command],
-            stdout=log, stderr=log, env=ENVIRONMENT, cwd=tmp_path,
+            stdout=log, stderr=log, env=vllm_environment.variables(), cwd=tmp_path,
         )  # fmt: skip
         try:
             deadline = monotonic() + 240

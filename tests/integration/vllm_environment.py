@@ -34,6 +34,12 @@ def python() -> Path | None:
     return folder() / "bin" / "python" if (folder() / "built").is_file() else None
 
 
+def variables() -> dict[str, str]:
+    """Of the processes that run there: its own packages alone, a small cache, and whatever cores there are."""
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return own | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
 def build(out: Path) -> None:
     """Make the environment."""
     venv.create(out, with_pip=True, clear=True)
