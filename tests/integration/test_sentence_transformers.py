@@ -88,7 +88,7 @@ def trained(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["mtl_lora", "moelora"])
-def test_a_steps_loss_is_the_librarys_on_the_batchs_task_and_the_penalties(
+def test_a_steps_loss_is_the_librarys_on_the_batchs_task_and_the_columns_mean_penalties(
     method: str, model: SentenceTransformer, tmp_path: Path
 ) -> None:
     trainer = trainer_of(model, tmp_path, method, task_weights={"pairs": 3.0})
@@ -102,11 +102,14 @@ def test_a_steps_loss_is_the_librarys_on_the_batchs_task_and_the_penalties(
     for batch in batches(trainer):
         name = batch["dataset_name"]
         features, labels = trainer.collect_features(batch)
+        added = []
         with lc.on_task(model, name):
             expected = trainer.loss[name](features, labels) * (3.0 if name == "pairs" else 1.0)
-        added = lc.penalty(model).detach()
-        assert (float(added) > 0) == (method == "moelora")
-        torch.testing.assert_close(trainer.compute_loss(model, batch), expected + added, rtol=1e-6, atol=1e-6)
+            for column in features:
+                model(column)
+                added.append(lc.penalty(model).detach())
+        assert (added[0] != added[1]) == (method == "moelora")
+        torch.testing.assert_close(trainer.compute_loss(model, batch), expected + sum(added) / 2, rtol=1e-6, atol=1e-6)
         seen.append(name)
     assert seen[:4] in (["similar", "pairs"] * 2, ["pairs", "similar"] * 2)
 

@@ -25,7 +25,7 @@ from lorachord.sentence_transformers.adapted import adapter_of
 from lorachord.surgery.surgeon import Surgeon, check_surgery
 from lorachord.training.bad_numbers import MAX_BAD_STEPS
 from lorachord.training.steps_by_task import StepsByTask
-from lorachord.tuner import on_task
+from lorachord.tuner import on_task, penalties
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.saved_calibration import require_none
 
@@ -146,11 +146,20 @@ class MultiTaskSentenceTransformerTrainer(StepsByTask, SentenceTransformerTraine
         return loader
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
-        """The loss of the batch's one task, by the task's index."""
-        name = inputs[NAME]
-        with on_task(model, name):
-            loss, outputs = SentenceTransformerTrainer.compute_loss(self, model, dict(inputs), return_outputs=True)
-        return {self.task_names.index(name): loss}, outputs
+        """The loss of the batch's one task, by the task's index; and the penalties of each column's texts."""
+        name, added = inputs[NAME], list[dict[str, Tensor]]()
+        # A loss embeds one column after another, and a penalty is of the last pass.
+        watching = self.model.register_forward_hook(lambda own, *_: added.append(penalties(own)))
+        try:
+            with on_task(model, name):
+                loss = SentenceTransformerTrainer.compute_loss(self, model, dict(inputs))
+        finally:
+            watching.remove()
+        return {self.task_names.index(name): loss}, added
+
+    def penalties_of(self, model: nn.Module, outputs: Any) -> dict[str, Tensor]:
+        """The adapter's, as means over the columns."""
+        return {key: torch.stack([own[key] for own in outputs]).mean() for key in outputs[0]} if outputs else {}
 
     def counts(self, inputs: Mapping[str, Any]) -> Tensor:
         """The rows of the batch's task: (T,)."""
@@ -171,9 +180,8 @@ class MultiTaskSentenceTransformerTrainer(StepsByTask, SentenceTransformerTraine
         """The task's loss; in training with its weight and the adapter's penalties."""
         if model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        losses, outputs = self.task_losses(model, inputs)
-        [loss] = losses.values()
-        return (loss, outputs) if return_outputs else loss
+        [loss] = self.task_losses(model, inputs)[0].values()
+        return (loss, {}) if return_outputs else loss
 
 
 class _ByTask(SentenceEvaluator):
