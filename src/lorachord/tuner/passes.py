@@ -135,7 +135,8 @@ class Passes:
                 f"The method of adapter {', '.join(penalised)} has a penalty, and this loop leaves it out: a second "
                 "pass in training begins, and lorachord.penalty(model) was never asked for. Add it to the loss, as in "
                 "`loss = model(**batch).loss + lorachord.penalty(model)`; or train with lorachord's MultiTaskTrainer, "
-                "or MultiTaskSFTTrainer of lorachord.trl, which add it; or set its weight to 0 in its options.",
+                "MultiTaskSFTTrainer of lorachord.trl or the trainer of lorachord.sentence_transformers, which add it; "
+                "or set its weight to 0 in its options.",
                 stacklevel=2,
             )
         state.trained = trains
