@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -19,14 +19,6 @@ from lorachord.data.split import cut, draw
 from lorachord.data.task import Source, Task
 
 logger = logging.getLogger(__name__)
-
-IN_MEMORY = Source(path="memory")
-"""Columns are called as the task calls them."""
-
-
-def in_memory(task: Task) -> Source:
-    """`IN_MEMORY`, which leaves out rows without a label if the task's source does."""
-    return replace(IN_MEMORY, skip_unlabelled=task.source is not None and task.source.skip_unlabelled)
 
 
 @dataclass(frozen=True, kw_only=True)

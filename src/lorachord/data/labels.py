@@ -16,7 +16,8 @@ SHOWN = 8
 def infer_labels(task: Task, splits: Mapping[str, Opened], source: Source) -> Task:
     """The task with the names of its classes: the texts that are its labels in any of the splits, in sorted order.
 
-    A task that names its classes, or has none, is given back as it is.
+    Where `datasets` keeps names beside the labels, these are the names, in its order. A task that names its classes, or
+    has none, is given back as it is.
 
     Args:
         splits: by name, all that are known.
@@ -24,7 +25,7 @@ def infer_labels(task: Task, splits: Mapping[str, Opened], source: Source) -> Ta
 
     Raises:
         ValueError: a label that is missing or a number (which may be the name of a class or its index), fewer than two
-            classes, or a source whose `label_keys` say already how classes are written.
+            classes, data sets with different names, or a source whose `label_keys` say already how classes are written.
     """
     if not task.needs_labels:
         return task
@@ -33,6 +34,12 @@ def infer_labels(task: Task, splits: Mapping[str, Opened], source: Source) -> Ta
             f"Task {task.name!r}: its source says by label_keys how the classes are written there; write their names "
             "in the same order, labels=('...', '...')."
         )
+    own = {split.class_names for split in splits.values() if split.class_names}
+    if len(own) > 1:
+        lists = "; ".join(", ".join(names) for names in sorted(own))
+        raise ValueError(f"Task {task.name!r}: its splits have different classes: {lists}. Name them: labels=(...).")
+    if own:
+        return replace(task, labels=own.pop())
     found: set[str] = set()
     for split in splits.values():
         reader = RowReader(task, source, split.where)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
+from lorachord.data.class_features import file_features, own_names, with_named_labels
 from lorachord.data.files import SUFFIXES, Row, data_files, missing, read_rows
 from lorachord.data.task import Source, Task
 from lorachord.hub import local_path
@@ -22,10 +23,12 @@ class Opened:
     Attributes:
         where: what it is, for errors.
         rows: its rows, from the start at each call.
+        class_names: what the source calls the task's classes, in its order. Default: it has no names of its own.
     """
 
     where: str
     rows: Callable[[], Iterable[Row]]
+    class_names: tuple[str, ...] = ()
 
 
 def describe(split: str, task: Task, origin: object) -> str:
@@ -82,12 +85,16 @@ def open_local(task: Task, source: Source, only: str | None = None) -> dict[str,
     if path is None:
         return None
     if path.is_file():
-        return {"train": Opened(describe("train", task, path), partial(read_rows, path))}
+        return {"train": _open_file(path, "train", task, source)}
     if path.is_dir():
         if source.name is not None:
             return None
         files = data_files(path)
         chosen = choose_splits(source, files, f"{path} ({' | '.join(SUFFIXES)})", LOCAL, only)
-        located = {split: files[name] for split, name in chosen.items()}
-        return {split: Opened(describe(split, task, file), partial(read_rows, file)) for split, file in located.items()}
+        return {split: _open_file(files[name], split, task, source) for split, name in chosen.items()}
     raise missing(path)
+
+
+def _open_file(file: Path, split: str, task: Task, source: Source) -> Opened:
+    names = own_names(file_features(file), task, source)
+    return Opened(describe(split, task, file), lambda: with_named_labels(read_rows(file), names, task, source), names)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import ClassLabel, Dataset  # type: ignore[import-untyped]
+from datasets import Dataset  # type: ignore[import-untyped]
 from pandas import NA, DataFrame, NaT  # type: ignore[import-untyped]
 
+from lorachord.data.class_features import own_names, with_named_labels
 from lorachord.data.files import Row, refuse_repeated
 from lorachord.data.locate import Opened
-from lorachord.data.task import Task
+from lorachord.data.task import Source, Task
 
 RowsInMemory: TypeAlias = "Iterable[Mapping[str, Any]] | Dataset | DataFrame"
 EXAMPLES = "Examples of a LoRAchord task."
 """The description of a Dataset whose columns are those of `rows.RowReader.example`."""
+IN_MEMORY = Source(path="memory")
+"""Columns are called as the task calls them."""
+
+
+def in_memory(task: Task) -> Source:
+    """`IN_MEMORY`, which leaves out rows without a label if the task's source does."""
+    return replace(IN_MEMORY, skip_unlabelled=task.source is not None and task.source.skip_unlabelled)
 
 
 def opened_rows(rows: RowsInMemory, where: str, task: Task | None = None) -> Opened:
@@ -31,30 +39,10 @@ def opened_rows(rows: RowsInMemory, where: str, task: Task | None = None) -> Ope
         ValueError: something else than rows, or a row that is no mapping of columns.
     """
     made = plain_rows(rows, where)
-    if task is not None and isinstance(rows, Dataset):
-        made = list(with_named_labels(made, rows.features, task, task.label))
-    return Opened(where, partial(iter, made))
-
-
-def with_named_labels(
-    rows: Iterable[Row], features: Mapping[str, Any] | None, task: Task, column: str
-) -> Iterator[Row]:
-    """Rows of a Dataset whose label is the name of its class, if the Dataset has the task's classes by name.
-
-    An index of the Dataset's says nothing about the order in which the task names its classes.
-
-    Args:
-        features: of the Dataset.
-        column: of the label.
-    """
-    feature = (features or {}).get(column)
-    if not isinstance(feature, ClassLabel) or set(feature.names) != set(task.labels):
-        yield from rows
-        return
-    for row in rows:
-        index = row[column]
-        # -1 marks rows without labels.
-        yield {**row, column: feature.names[index] if isinstance(index, int) and index >= 0 else index}
+    if task is None or not isinstance(rows, Dataset):
+        return Opened(where, partial(iter, made))
+    names = own_names(rows.features, task, in_memory(task))
+    return Opened(where, partial(with_named_labels, made, names, task, in_memory(task)), names)
 
 
 def plain_rows(rows: RowsInMemory, where: str) -> list[Row]:
@@ -84,22 +72,6 @@ def plain_rows(rows: RowsInMemory, where: str) -> list[Row]:
 def is_examples(rows: object) -> bool:
     """Whether rows are a Dataset that `load_task` or `from_rows` made, or a choice of its rows."""
     return isinstance(rows, Dataset) and rows.info.description == EXAMPLES
-
-
-def with_class_names(task: Task, splits: Mapping[str, RowsInMemory]) -> Task:
-    """A task that needs labels, with the names that its Datasets have for them, if they have any.
-
-    Raises:
-        ValueError: the splits have different names.
-    """
-    if not task.needs_labels:
-        return task
-    columns = [rows.features.get(task.label) for rows in splits.values() if isinstance(rows, Dataset)]
-    found = {tuple(column.names) for column in columns if isinstance(column, ClassLabel)}
-    if len(found) > 1:
-        lists = "; ".join(", ".join(names) for names in sorted(found))
-        raise ValueError(f"Task {task.name!r}: its splits have different classes: {lists}. Name them: labels=(...).")
-    return replace(task, labels=found.pop()) if found else task
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,16 @@ alone. Where the source has no val, it is a tenth of train, in whole groups, so 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset  # type: ignore[import-untyped]
 
-from lorachord.data.assemble import TaskData, assemble, in_memory, read_split, to_dataset
+from lorachord.data.assemble import TaskData, assemble, read_split, to_dataset
+from lorachord.data.class_features import own_names, with_named_labels
 from lorachord.data.files import SUFFIXES, Row
 from lorachord.data.labels import infer_labels
 from lorachord.data.locate import REQUIRED, Opened, choose_splits, describe, open_local
-from lorachord.data.memory import RowsInMemory, opened_rows, with_class_names, with_named_labels
+from lorachord.data.memory import RowsInMemory, in_memory, opened_rows
 from lorachord.data.streams import stream_task
 from lorachord.data.task import SPLITS, Source, Task
 from lorachord.hub import hub_name, local_path, say_asked
@@ -113,7 +113,6 @@ def from_rows(task: Task, splits: Mapping[str, RowsInMemory], *, seed: int = 0) 
             raise ValueError(f"Task {task.name!r}: there is no split {name!r}. {suggest(name, SPLITS)}")
     if "train" not in splits:
         raise ValueError(f"Task {task.name!r} has no rows for train; it has {', '.join(splits) or 'none'}.")
-    task = with_class_names(task, splits)
     opened = {name: opened_rows(rows, describe(name, task, "in memory"), task) for name, rows in splits.items()}
     task = infer_labels(task, opened, in_memory(task))
     return TaskData(task=task, **assemble(task, in_memory(task), opened, seed))
@@ -135,15 +134,13 @@ def _open_hub(task: Task, source: Source, streaming: bool) -> dict[str, Opened]:
         ) from error
     chosen = choose_splits(source, found, origin, REQUIRED)
     return {
-        ours: Opened(describe(ours, task, origin), partial(_hub_rows, found[name], task, source))
-        for ours, name in chosen.items()
+        ours: _open_dataset(found[name], describe(ours, task, origin), task, source) for ours, name in chosen.items()
     }
 
 
-def _hub_rows(dataset: Dataset | IterableDataset, task: Task, source: Source) -> Iterator[Row]:
-    column = source.columns.get(task.label, task.label)
-    features = dataset.features if isinstance(column, str) and not source.label_keys else None
-    return with_named_labels(_plain_rows(dataset), features, task, str(column))
+def _open_dataset(dataset: Dataset | IterableDataset, where: str, task: Task, source: Source) -> Opened:
+    names = own_names(dataset.features, task, source)
+    return Opened(where, lambda: with_named_labels(_plain_rows(dataset), names, task, source), names)
 
 
 def _plain_rows(dataset: Dataset | IterableDataset) -> Iterator[Row]:

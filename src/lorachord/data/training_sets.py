@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset  # type: ignore[import-untyped]
 
-from lorachord.data.assemble import assemble, in_memory, read_split, to_dataset
+from lorachord.data.assemble import assemble, read_split, to_dataset
 from lorachord.data.labels import infer_labels
-from lorachord.data.memory import RowsInMemory, is_examples, opened_rows, with_class_names
+from lorachord.data.memory import RowsInMemory, in_memory, is_examples, opened_rows
 from lorachord.data.task import Task
 from lorachord.messages import suggest
 
@@ -83,7 +83,6 @@ def _of_task(task: Task, train: Any, val: Any) -> tuple[Task, Dataset, Dataset]:
         return task, train, _read(task, val)
     given = {"train": train} if val is None or is_examples(val) else {"train": train, "val": val}
     whats = {"train": "train_data", "val": "eval_data"}
-    task = with_class_names(task, given)
     opened = {name: opened_rows(rows, _where(whats[name], task), task) for name, rows in given.items()}
     task = infer_labels(task, opened, in_memory(task))
     drawn = ("val",) if val is None else ()

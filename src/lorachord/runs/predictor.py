@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lorachord.data.assemble import in_memory
 from lorachord.data.files import Row
-from lorachord.data.memory import RowsInMemory, plain_rows
+from lorachord.data.memory import RowsInMemory, in_memory, plain_rows
 from lorachord.data.metrics import WRITTEN
 from lorachord.data.row_reader import Example, RowReader
 from lorachord.data.task import Task

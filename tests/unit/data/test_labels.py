@@ -4,7 +4,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from lorachord.data.labels import infer_labels
-from lorachord.data.memory import opened_rows, with_class_names
+from lorachord.data.memory import in_memory, opened_rows
 from lorachord.data.task import Source, Task
 
 MAIL = Task("mail", kind="classification", text="body", label="team")
@@ -61,6 +61,7 @@ def test_splits_of_different_classes_are_refused() -> None:
         Dataset.from_list([{"body": "x", "team": 0}]).cast_column("team", ClassLabel(names=names))
         for names in (["a", "b"], ["b", "a"])
     ]
-    assert with_class_names(MAIL, {"train": made[0], "val": made[0]}).labels == ("a", "b")
+    one, other = (opened_rows(rows, "rows", MAIL) for rows in made)
+    assert infer_labels(MAIL, {"train": one, "val": one}, in_memory(MAIL)).labels == ("a", "b")
     with pytest.raises(ValueError, match="its splits have different classes: a, b; b, a"):
-        with_class_names(MAIL, dict(zip(("train", "val"), made, strict=True)))
+        infer_labels(MAIL, {"train": one, "val": other}, in_memory(MAIL))

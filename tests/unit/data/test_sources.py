@@ -3,10 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lorachord.data.sources import TaskData, from_rows, load_task
 from lorachord.data.task import KINDS, Source, Task
+from lorachord.runs.class_names import name_classes
 from tests.unit.data.helpers import folder, rows, task, write
 
 GLUE_CARD = """---
@@ -264,6 +267,33 @@ def test_classes_that_a_dataset_names_in_another_order_keep_their_names() -> Non
     stars = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["1", "2"]))
     data = from_rows(Task("stars", kind="classification", text="sentence1"), {"train": stars})
     assert all(row["label"] == int(row["first"].split()[1]) % 2 for row in data.train)
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), ("no", "yes")])
+def test_classes_that_a_parquet_file_of_datasets_names_keep_their_names(
+    labels: tuple[str, str], tmp_path: Path
+) -> None:
+    made = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    made.to_parquet(tmp_path / "x.parquet")
+    data = load_task(task(source=Source(path=str(tmp_path / "x.parquet")), labels=labels))
+    for row in [*data.train, *data.val, *data.dev]:
+        assert labels[row["label"]] == ("no", "yes")[int(row["first"].split()[1]) % 2]
+
+
+def test_a_parquet_file_of_datasets_names_the_classes_of_a_task_that_does_not(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["zeta", "alpha"]))
+    made.to_parquet(tmp_path / "x.parquet")
+    unnamed = task(source=Source(path=str(tmp_path / "x.parquet")), labels=("<class 0>", "<class 1>"))
+    assert name_classes(unnamed, None).labels == ("zeta", "alpha")
+
+
+def test_features_that_cannot_be_read_name_their_file(tmp_path: Path) -> None:
+    table = pa.table({"sentence1": ["a"], "label": [0]}).replace_schema_metadata(
+        {"huggingface": '{"info": {"features": 3}}'}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read as parquet"):
+        load_task(at(tmp_path / "x.parquet"))
 
 
 def test_row_numbers_of_64_bits_without_a_sign_are_kept(tmp_path: Path) -> None:
