@@ -7,7 +7,7 @@ which are the samples of a layer where samples have different numbers of rows (`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import groupby
 from math import gcd
@@ -69,12 +69,19 @@ class Batch:
         images: None where the pass has none.
         tokens_first: whether some layers of the model have the tokens along the first axis and the samples along the
             second.
+        sizes_BL0: an empty tensor, by whose sizes a compiler knows B and the first L: it takes numbers for constants.
     """
 
     num_samples: int
     lengths: tuple[int, ...] = ()
     images: Images | None = None
     tokens_first: bool = False
+    sizes_BL0: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def plain(self) -> bool:
+        """Whether an input (B, L, X) of a layer can be nothing but L rows of each sample."""
+        return self.images is None and not self.tokens_first
 
 
 @dataclass(frozen=True, slots=True)

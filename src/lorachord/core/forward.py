@@ -25,7 +25,7 @@ from lorachord.core.rows import by_unit, laid_out
 from lorachord.kernels.blocks import blocks_linear
 from lorachord.kernels.inner import inner_products
 from lorachord.kernels.linear import add_rows, rows_linear
-from lorachord.kernels.products import Runs
+from lorachord.kernels.products import Places
 
 Frozen = Callable[[Tensor], Tensor]
 
@@ -153,7 +153,7 @@ class Pass(nn.Module, ABC):
         return add_rows(h_B1S, found.up_SO, frozen(x), found.scale, overwrite=alone)
 
     def _inner(
-        self, given: Tensor, dtype: torch.dtype, probes: Probes | None, runs: Runs | None, through: bool
+        self, given: Tensor, dtype: torch.dtype, probes: Probes | None, runs: Places | None, through: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`A' drop(x)`; what the core sees, the router's logits or x; and x for the frozen layer."""
         x = given.to(dtype)

@@ -37,11 +37,16 @@ def by_unit(x: Tensor, ctx: Context, where: str, *, by_task: bool, by_prompt: bo
     Raises:
         ValueError: it is not known which sample a row is of.
     """
+    known = ctx.batch
+    sizes_BL0 = known.sizes_BL0 if known is not None and known.plain and ctx.tokens is None else None
+    if sizes_BL0 is not None and x.dim() == 3 and len(x) == len(sizes_BL0):
+        # As nearly everywhere; and what is compiled here does for other sizes too.
+        return (len(x), x.shape[1]), ctx
     num_rows, named = x.numel() // max(x.shape[-1], 1), ctx.num_samples or 1
     batch = _batch(ctx, named > 1 and by_task, by_prompt)
     if batch is None:
         # A sample is a sequence still, for a loss that compares the tokens of one.
-        known = ctx.batch or Batch(named)
+        known = known or Batch(named)
         even = _even(x, num_rows, known) if known.num_samples > 1 else None
         num_units = known.num_samples if even is not None else len(x) if x.dim() > 2 else 1
         return (num_units, num_rows // max(num_units, 1)), ctx

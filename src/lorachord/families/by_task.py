@@ -42,6 +42,9 @@ class TaskCore(Adapter):
 
     @final
     def folded_up(self, ctx: Context, num_rows: int) -> Tensor | None:
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            # What is compiled for one order of the tasks must do for all.
+            return None
         up_OS = self.up_weight()
         rank, wide = len(self.down_weight()), up_OS.shape[1]
         tasks_U = block_tasks(ctx)

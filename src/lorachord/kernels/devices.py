@@ -11,12 +11,12 @@ _AS_IT_IS = nullcontext()
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether its products are a CPU's.
+    """Whether its products are a CPU's, called one by one: a compiler lays out its own.
 
     >>> on_cpu(torch.ones(2)), on_cpu(torch.ones(2, device="meta"))
     (True, False)
     """
-    return tensor.is_cpu
+    return tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

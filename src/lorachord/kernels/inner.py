@@ -14,7 +14,7 @@ from torch import Tensor
 from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
 from lorachord.kernels.linear import rows_linear
-from lorachord.kernels.products import Runs, lies_rows_last, matmul, products_by_task, weight_gradient
+from lorachord.kernels.products import Places, lies_rows_last, matmul, products_by_task, weight_gradient
 
 
 def inner_products(
@@ -23,7 +23,7 @@ def inner_products(
     down_RD: Tensor,
     router_ED: Tensor | None,
     probe_TXD: Tensor | None,
-    row_runs: Runs | None,
+    row_runs: Places | None,
     *,
     through: bool = False,
     rows_last: bool = False,
@@ -50,15 +50,15 @@ def inner_products(
             return h, None, x
         return h, rows_linear(x, router_ED, probe_TOI=router_TED, row_runs=row_runs), x
     weights = [down_RD] if router_ED is None else [down_RD, router_ED]
-    if probe_TXD is not None:
-        # As in `rows_linear`.
-        weights, probe_TXD = [weight.detach() for weight in weights], probe_TXD.to(x.dtype)
-    elif not on_cpu(x):
-        y = rows_linear(x, _stacked(weights))
+    if not on_cpu(x):
+        y = rows_linear(x, _stacked(weights), probe_TOI=probe_TXD, row_runs=row_runs)
         if router_ED is None:
             return y, None, x
         h, logits = y.tensor_split((len(down_RD),), dim=-1)
         return h, logits, x
+    if probe_TXD is not None:
+        # As in `rows_linear`.
+        weights, probe_TXD = [weight.detach() for weight in weights], probe_TXD.to(x.dtype)
     through = through and x.requires_grad and torch.is_grad_enabled()
     h, logits, passed = applied(_Inner, x, len(down_RD), probe_TXD, row_runs, through, rows_last, *weights)
     return h, logits, passed if through else x
@@ -77,7 +77,7 @@ class _Inner(torch.autograd.Function):
         x: Tensor,
         num_first: int,
         probe_TOI: Tensor | None,
-        row_runs: Runs | None,
+        row_runs: Places | None,
         through: bool,
         rows_last: bool,
         *weights: Tensor,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lorachord.kernels.apply import applied
 from lorachord.kernels.devices import on_cpu
-from lorachord.kernels.products import Runs, lies_rows_last, matmul, products_by_task, scaled_matmul, weight_gradient
+from lorachord.kernels.products import Places, lies_rows_last, matmul, products_by_task, scaled_matmul, weight_gradient
 
 
 class _RowsLinear(torch.autograd.Function):
@@ -39,11 +39,12 @@ class _RowsLinear(torch.autograd.Function):
         out: Tensor | None,
         probe_TOI: Tensor | None,
         scale: float,
-        row_runs: Runs | None,
+        row_runs: Places | None,
         overwrite: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight_OI)
-        ctx.scale, ctx.row_runs = scale, row_runs
+        places_U = row_runs if isinstance(row_runs, Tensor) else None
+        ctx.save_for_backward(x, weight_OI, places_U)
+        ctx.scale, ctx.row_runs = scale, row_runs if places_U is None else None
         ctx.num_tasks = None if probe_TOI is None else len(probe_TOI)
         num_out, num_in = weight_OI.shape
         x_NI = x.reshape(-1, num_in)
@@ -61,7 +62,7 @@ class _RowsLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_OI = ctx.saved_tensors
+        x, weight_OI, places_U = ctx.saved_tensors
         num_out, num_in = weight_OI.shape
         x_NI, grad_NO = x.reshape(-1, num_in), grad.reshape(-1, num_out)
         needs_x, needs_weight, needs_out, needs_probe = ctx.needs_input_grad[:4]
@@ -71,7 +72,7 @@ class _RowsLinear(torch.autograd.Function):
         elif needs_x:
             grad_x = matmul(grad_NO, weight_OI, ctx.scale).view(x.shape)
         if needs_probe:
-            grad_probe = products_by_task(grad_NO, x_NI, ctx.row_runs, ctx.num_tasks)
+            grad_probe = products_by_task(grad_NO, x_NI, ctx.row_runs if places_U is None else places_U, ctx.num_tasks)
             grad_probe = grad_probe if ctx.scale == 1 else grad_probe * ctx.scale
         elif needs_weight:
             grad_weight = weight_gradient(grad_NO, x_NI, ctx.scale)
@@ -85,7 +86,7 @@ def rows_linear(
     out: Tensor | None = None,
     scale: float = 1.0,
     probe_TOI: Tensor | None = None,
-    row_runs: Runs | None = None,
+    row_runs: Places | None = None,
     overwrite: bool = False,
 ) -> Tensor:
     """`out + scale * x W^T` over rows.
@@ -96,7 +97,8 @@ def rows_linear(
         out: (..., O), what to add to, in the same dtype; None adds nothing.
         scale: factor of the product.
         probe_TOI: a zero leaf; it then receives the weight's gradient per task, and the weight receives none.
-        row_runs: with a probe, `(task, first row, past-the-last row)` of runs of rows that together cover all rows.
+        row_runs: with a probe, `(task, first row, past-the-last row)` of runs of rows that together cover all rows; or
+            `Places`.
         overwrite: whether the result may be written over a contiguous `out`, which saves a pass over it; an accelerator
             leaves it as it is.
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from lorachord.kernels.devices import moved, on_cpu
 
 Runs = tuple[tuple[int, int, int], ...]
-
+Places = Runs | Tensor
+"""Runs, or the task of each of U equally large blocks of rows (U,), where it must not be a number to a compiler."""
 
 NARROW = 16
 """Fewer columns than this are narrow for a CPU; from 16 on, what is done for these alone gains nothing."""
@@ -52,8 +53,12 @@ def weight_gradient(grad_NO: Tensor, x_NI: Tensor, scale: float = 1.0) -> Tensor
     return scaled_matmul(grad_NO.t(), x_NI, scale)
 
 
-def products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Runs, num_tasks: int) -> Tensor:
+def products_by_task(grad_NO: Tensor, x_NI: Tensor, runs: Places, num_tasks: int) -> Tensor:
     """`g^T x` over each task's rows: (T, O, I)."""
+    if isinstance(runs, Tensor):
+        grad_UMO, x_UMI = (rows.unflatten(0, (len(runs), -1)) for rows in (grad_NO, x_NI))
+        products_UOI = torch.bmm(grad_UMO.mT, x_UMI)
+        return products_UOI.new_zeros(num_tasks, *products_UOI.shape[1:]).index_add_(0, runs, products_UOI)
     tasks = [task for task, _, _ in runs]
     if len({stop - start for _, start, stop in runs}) == 1 and len(set(tasks)) == len(tasks):
         # As many rows of each task: one batched product.

@@ -13,6 +13,8 @@ from lorachord.core.steps import optimizer_steps, steps_before
 from lorachord.families.routed import RoutedAdapter, require_top_k
 from lorachord.families.router import Router, RouterConfig
 
+NOT_BEGUN = torch.iinfo(torch.int64).min
+
 
 @register
 @final
@@ -92,8 +94,9 @@ class MoSLD(RoutedAdapter):
         self.up = nn.Parameter(torch.empty(layer.d_out, config.num_experts * config.r))
         self.router = Router(layer.d_in, config.num_experts, config, top_k=config.top_k)
         self.mask: Tensor | None = None
-        # The optimizer step of the mask, and that at which the run began.
-        self.mask_step, self.first_step = -1, 0
+        self.mask_step = -1
+        # Of the layer, and the optimizer step at which its run began.
+        self.numbers = torch.tensor([crc32(layer.name.encode()), NOT_BEGUN])
 
     def reset(self) -> None:
         nn.init.normal_(self.down, std=1 / self.config.r)
@@ -103,15 +106,32 @@ class MoSLD(RoutedAdapter):
     def down_weight(self) -> Tensor:
         if not self.training or not self.config.weight_dropout:
             return self.down
+        if torch.compiler.is_compiling():
+            # The step is no constant of what is compiled.
+            mask: Tensor = _operation(self.down.detach(), self.numbers, self.config.weight_dropout)
+            return self.down * mask
         if self.mask is None or self.mask_step != optimizer_steps() or self.mask.device != self.down.device:
-            if self.mask_step < 0:
-                self.first_step = optimizer_steps() - steps_before()
-            # Numbered by the steps of the run, and with its seed: ranks and resumed runs draw the same.
-            number = 1 + optimizer_steps() - self.first_step
-            seed = crc32(f"{torch.initial_seed()} {self.layer.name} {number}".encode())
-            generator = torch.Generator(self.down.device).manual_seed(seed)
-            drawn = torch.rand(self.down.shape, generator=generator, device=self.down.device)
-            kept = drawn >= self.config.weight_dropout
-            self.mask = kept.to(self.down.dtype) / (1 - self.config.weight_dropout)
-            self.mask_step = optimizer_steps()
+            self.mask, self.mask_step = _mask_of(self.down, self.numbers, self.config.weight_dropout), optimizer_steps()
         return self.down * self.mask
+
+
+def _mask_of(weight: Tensor, numbers: Tensor, share: float) -> Tensor:
+    """The mask of a weight in this step: 0 for a share of the entries, else 1 / (1 - share).
+
+    Numbered by the steps of the run, and with its seed: ranks and resumed runs draw the same.
+
+    Args:
+        numbers: that of the layer, and the step at which its run began, which is written there when it does.
+    """
+    layer, first = numbers.tolist()
+    if first == NOT_BEGUN:
+        first = optimizer_steps() - steps_before()
+        numbers[1] = first
+    seed = crc32(f"{torch.initial_seed()} {layer} {1 + optimizer_steps() - first}".encode())
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    drawn = torch.rand(weight.shape, generator=generator, device=weight.device)
+    return (drawn >= share).to(weight.dtype) / (1 - share)
+
+
+_operation = torch.library.custom_op("lorachord::step_mask", _mask_of, mutates_args=("numbers",))
+_operation.register_fake(lambda weight, numbers, share: torch.empty_like(weight))

@@ -143,6 +143,7 @@ def _trainer(folder: RunFolder, data: TaskSet, model: PeftModel, kind: ModelKind
         surgeon=surgeon,
         balance=balance,
         max_bad_steps=recipe.training.max_bad_steps,
+        compile=recipe.training.compile,
         watch=Watch(folder.path / "surgery", names, every=every, write=first),
         callbacks=[RunLog(folder)],
     )

@@ -31,8 +31,7 @@ class ModelPart:
         dtype: of the frozen weights. Default float32; adapters are float32 always.
         gguf_file: the file to convert, where `name` is a folder with GGUF files.
         max_length: tokens of a row at most. Default 128.
-        chat_template: of a decoder, for tasks of the kind chat: a template, or the file that holds it. Default: the
-            tokenizer's own.
+        chat_template: a decoder's, for tasks of the kind chat: a template or its file. Default: the tokenizer's.
     """
 
     name: str
@@ -92,10 +91,8 @@ class TasksPart:
         own: tasks in full. `labels` may be a file with a name a line, or be left out: then they are the texts that are
             labels in any of the task's splits, in sorted order.
         lab: generated tasks.
-        max_rows: at most this many rows of each task for train and val together; or by task, as in {mrpc: 200}, and
-            all of the tasks that are not named. Default: all.
-        name_in_text: put each task's name before its texts, as in "team: the parcel is late": the cheapest way to tell
-            a model its task. Default false.
+        max_rows: of each task, for train and val together; or by task, as in {mrpc: 200}. Default: all.
+        name_in_text: put each task's name before its texts, as in "team: the parcel is late". Default false.
         learn: names of the tasks whose rows are trained on; the others are scored alone. Default: all.
         weights: of tasks' losses, by name. Default: 1 each, or what the lab prescribes.
         seed: of the choice of rows and of val. Default 0; kept while a run's own seed varies, so that seeds differ in
@@ -189,11 +186,11 @@ class TrainingPart:
         max_grad_norm: of clipping. Default 1.
         precision: float32 (default), or autocast to bf16 or fp16.
         gradient_checkpointing: recompute activations in the backward pass. Default false.
+        compile: compile the model's blocks with inductor, which takes a minute and a C++ compiler. Default false.
         log_every: steps. Default 10.
         eval_every: score val every so many steps, and keep the best adapter in the end. Default: never.
         patience: stop after so many evaluations without a better mean. Default: never; needs `eval_every`.
-        save_every: steps between checkpoints, from which --resume goes on. Default 200; with `eval_every`, every
-            evaluation has one, since only what was saved can be kept as the best.
+        save_every: steps between checkpoints, from which --resume goes on. Default 200, or `eval_every` if given.
         max_bad_steps: steps with a loss or a gradient that is not finite to skip before the run ends. Default 10.
         order_seed: of mode `sequence`, the seed of the tasks' order. Default: the run's own.
         report_to: integrations of transformers, such as tensorboard; they get the final scores too. Default none.
@@ -212,6 +209,7 @@ class TrainingPart:
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     log_every: Positive = 10
     eval_every: Positive | None = None
     patience: Positive | None = None
@@ -229,6 +227,8 @@ class TrainingPart:
             object.__setattr__(self, "epochs", 3)
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not split into {self.accumulation} equal batches.")
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing exclude each other: leave one of them out.")
         if self.patience is not None and self.eval_every is None:
             raise ValueError("patience counts evaluations on val: give eval_every as well.")
 

@@ -164,7 +164,14 @@ class OnePass(TaskGradients):
 
     def _count(self, adapter: nn.Module, inputs: tuple[Tensor, Frozen, Context]) -> None:
         ctx = inputs[2]
-        if adapter.training and ctx.recording:
+        if not (adapter.training and ctx.recording):
+            return
+        if torch.compiler.is_compiling():
+            assert isinstance(adapter, Adapter)
+            assert adapter.probes is not None
+            places_B = adapter.probes.places(ctx).to(self.sizes_S.device)
+            self.sizes_S = self.sizes_S.index_add(0, places_B, self.sizes_S.new_ones(len(places_B)))
+        else:
             for half, start, stop in ctx.half_runs or ():
                 self.sizes_S[half] += stop - start
 

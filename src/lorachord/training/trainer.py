@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lorachord.data.training_sets import RowsByTask, evaluation_sets, training_s
 from lorachord.surgery.surgeon import Surgeon
 from lorachord.surgery.watch import Watch
 from lorachord.training.bad_numbers import MAX_BAD_STEPS
+from lorachord.training.compiled import CompiledBlocks
 from lorachord.training.kinds import kind_of
 from lorachord.training.model_checks import check_model
 from lorachord.training.model_kind import Record
@@ -51,6 +53,7 @@ class MultiTaskMixin(StepsByTask):
         balance: weighs the losses of the tasks, beside `task_weights`; see `balance/make.py`. Default: equally.
         watch: writes down what surgery sees and does. Default: none.
         max_bad_steps: steps with a loss or gradient that is not finite to skip before a FloatingPointError. Default 10.
+        compile: train through compiled blocks; see `compiled.py`. Default false.
         **keywords: the Trainer's own.
 
     Raises:
@@ -76,6 +79,7 @@ class MultiTaskMixin(StepsByTask):
         balance: Balance | None = None,
         watch: Watch | None = None,
         max_bad_steps: int = MAX_BAD_STEPS,
+        compile: bool = False,
         **keywords: Any,
     ) -> None:
         check_tasks(tasks)
@@ -94,6 +98,12 @@ class MultiTaskMixin(StepsByTask):
         self.eval_data: tuple[Rows, ...] = sets.val
         self.kind = kind(tokenizer, self.tasks, max_length)
         check_model(self.kind, model)
+        if compile and args.gradient_checkpointing:
+            raise ValueError(
+                "compile and gradient_checkpointing exclude each other: the compiler chooses itself what to compute "
+                "anew in the backward pass. Leave one of them out."
+            )
+        self.blocks = CompiledBlocks(model) if compile else None
         self.mix(sets.train, mixture, args)
         self.max_new_tokens, self.max_tokens = max_new_tokens, max_tokens
         moments = moments_of(self.tasks, self.train_data)
@@ -119,7 +129,8 @@ class MultiTaskMixin(StepsByTask):
 
     def task_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[int, Tensor], Any]:
         """The loss of each task in a batch, by the task's index, and the model's outputs."""
-        outputs = self.kind.forward(model, inputs)
+        with nullcontext() if self.blocks is None else self.blocks.called(model):
+            outputs = self.kind.forward(model, inputs)
         variances = {**self.variances, **self.balance.variances()}
         return self.kind.losses(outputs.logits, inputs, variances), outputs
 

@@ -49,7 +49,8 @@ def batch_of(model: nn.Module, inputs: Mapping[str, Any], *, look: bool) -> Batc
     if isinstance(decoder, Tensor):
         lengths.append(decoder.shape[1])
     tokens_first = isinstance(model, PreTrainedModel) and model.config.model_type in TOKENS_FIRST
-    return Batch(len(given), tuple(lengths), _images(model, inputs) if look else None, tokens_first)
+    images = _images(model, inputs) if look else None
+    return Batch(len(given), tuple(lengths), images, tokens_first, given.new_empty(*given.shape[:2], 0))
 
 
 def _images(model: nn.Module, inputs: Mapping[str, Any]) -> Images | None:
