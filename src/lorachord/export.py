@@ -145,6 +145,7 @@ def _lora_config(base: nn.Module, config: LorachordConfig, ranks: Mapping[str, i
         alpha_pattern=dict(pattern),
         target_modules=short_names(base, ranks),
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         fan_in_fan_out=conv1d,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,

@@ -93,7 +93,7 @@ def _from_inputs(
     """Options and start of each layer that saw every task; the others keep the method's own."""
     for layer in layers:
         with _of(layer):
-            cls.check(config.method_config.at(layer), layer, len(batches))
+            cls.check(config.options_of(layer), layer, len(batches))
     found: dict[str, dict[str, Any]] = {}
     start: dict[str, dict[str, Tensor]] = {}
     entropies: dict[str, dict[str, float]] = {}
@@ -103,7 +103,7 @@ def _from_inputs(
         for layer in group:
             with _of(layer):
                 options, tensors = cls.from_inputs(
-                    config.method_config.at(layer), _weight(base.get_submodule(layer.name)), covariances
+                    config.options_of(layer), _weight(base.get_submodule(layer.name)), covariances
                 )
             for name, value in options.items():
                 found.setdefault(name, {})[layer.name] = plain(value)

@@ -124,6 +124,11 @@ def _config(task: str, folder: Path) -> PeftConfig | None:
         raise ValueError(f"{task}: {folder} holds neither an adapter nor a model; found {found}.")
     check_adapter(folder)
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, (LorachordConfig, LoraConfig)) and config.trainable_token_indices:
+        raise ValueError(
+            f"{task}: {folder} has trained tokens (trainable_token_indices) beside its low-rank updates. Merge it into "
+            "its base, save that model, and fuse the folder of the whole model."
+        )
     if isinstance(config, LorachordConfig):
         return config
     if not isinstance(config, LoraConfig):

@@ -122,6 +122,10 @@ def check_fields(config: Any) -> None:
     for name in ("base_fingerprint", "centroids"):
         if not isinstance(getattr(config, name), Mapping | None):
             raise ValueError(f"{name} is {getattr(config, name)!r}, and no mapping that this library has written.")
+    tokens = config.trainable_token_indices
+    for chosen in tokens.values() if isinstance(tokens, Mapping) else [tokens or []]:
+        if not isinstance(chosen, list) or any(type(index) is not int or index < 0 for index in chosen):
+            raise ValueError(f"trainable_token_indices is {tokens!r}; it must hold lists of token ids.")
     found = config.base_fingerprint
     if found is not None:
         outside = found.get("outside", {})

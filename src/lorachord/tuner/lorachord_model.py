@@ -21,10 +21,11 @@ from lorachord.tuner.adapter_files import check_tensors
 from lorachord.tuner.fingerprint import check_base, fingerprint
 from lorachord.tuner.layer import LorachordLinear
 from lorachord.tuner.passes import install, refuse_adapter_names, uninstall
+from lorachord.tuner.patterns import check_matches
 from lorachord.tuner.peft_config import LorachordConfig
 from lorachord.tuner.state import SharedState
 from lorachord.tuner.targets import plan
-from lorachord.tuner.trained_parts import trained_in_full
+from lorachord.tuner.trained_parts import check_tokens, trained_in_full
 from lorachord.tuner.walk import adapted_layers, states_of
 
 CONTAINER = "lorachord_adapter"
@@ -59,6 +60,8 @@ class LorachordModel(BaseTuner):
         names = {layer.name for layer in layers}
         for module in sorted(config.method_config.modules - names):
             raise ValueError(f"The options name {module!r}, which is no adapted module. {suggest(module, names)}")
+        check_matches(config.patterns, names)
+        check_tokens(model, config.trainable_token_indices)
         found = fingerprint(model, layers, trained_in_full(model, config))
         if config.base_fingerprint is None:
             config.base_fingerprint = found
@@ -84,15 +87,16 @@ class LorachordModel(BaseTuner):
         if current_key not in self._layers:
             raise ValueError(f"The saved adapter has weights for {current_key!r}. {suggest(current_key, self._layers)}")
         method = get_method(peft_config.method)
-        adapter = method(self._layers[current_key], peft_config.method_config, peft_config.task_names)
+        layer = self._layers[current_key]
+        adapter = method(layer, peft_config.options_of(layer), peft_config.task_names)
         if isinstance(target, LorachordLinear):
             target.update_layer(adapter_name, adapter)
             return
-        layer = LorachordLinear(target, self._shared, adapter_name, **get_quantization_kwargs(self))
-        layer.update_layer(adapter_name, adapter)
+        made = LorachordLinear(target, self._shared, adapter_name, **get_quantization_kwargs(self))
+        made.update_layer(adapter_name, adapter)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+            made.requires_grad_(False)
+        self._replace_module(parent, target_name, made, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, LorachordLinear):

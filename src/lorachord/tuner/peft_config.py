@@ -11,17 +11,26 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from lorachord.core.align import Align
-from lorachord.core.config import MethodConfig
+from lorachord.core.config import LayerSpec, MethodConfig
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
 from lorachord.core.tasks import TaskNames
 from lorachord.messages import suggest
 from lorachord.tuner.adapter_files import check_adapter, check_fields
 from lorachord.tuner.card import write_card
+from lorachord.tuner.patterns import check_patterns, followed
 
 FORMAT_VERSION = 1
 PEFT_NAME = "LORACHORD"
-USUAL = ("tasks", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "align")
+USUAL = (
+    "tasks",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "rank_pattern",
+    "align",
+)
 """The fields that people set, of those that are no method's."""
 
 
@@ -37,6 +46,11 @@ class LorachordConfig(PeftConfig):
         exclude_modules: suffixes or a regex of modules to leave out.
         modules_to_save: modules to train in full and save beside the adapter (heads).
         layers_to_transform, layers_pattern: restrict `target_modules` to some blocks, as in PEFT's LoraConfig.
+        rank_pattern, alpha_pattern: another r or alpha for some modules, by their names or regular expressions, as in
+            PEFT's LoraConfig: `{"v_proj": 16}`. For methods with these options. Default: none.
+        use_rslora: the scale is `alpha / sqrt(r)` in place of `alpha / r` (arXiv 2312.03732). Default false.
+        trainable_token_indices: tokens whose embeddings are trained and saved beside the adapter, by PEFT: a list, or
+            lists by the names of embedding layers. Default: none.
         align: a penalty that draws the tasks together in rank space, for methods that do not route by the input: its
             weight, or a mapping of `weight` (default 0.1) and `floor` (of variances, default 1e-6). Default: none.
         format_version: of the saved files; set by the library.
@@ -56,6 +70,10 @@ class LorachordConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     align: dict[str, float] | float | None = None
     target_parameters: None = None
     format_version: int = FORMAT_VERSION
@@ -73,6 +91,7 @@ class LorachordConfig(PeftConfig):
             )
         method = get_method(self.method)
         self.options = method.Config.from_dict(self.options).to_dict()
+        check_patterns(self.patterns, self.use_rslora, self.method_config, self.method)
         if isinstance(self.tasks, str):
             raise ValueError(f"tasks must be a list of names, not the string {self.tasks!r}.")
         self.tasks = None if self.tasks is None else list(self.tasks)
@@ -115,6 +134,15 @@ class LorachordConfig(PeftConfig):
     def method_config(self) -> MethodConfig:
         """The method's own config."""
         return get_method(self.method).Config.from_dict(self.options)
+
+    @property
+    def patterns(self) -> dict[str, Any]:
+        """What names modules with options of their own, by the names of the fields."""
+        return {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+
+    def options_of(self, layer: LayerSpec) -> MethodConfig:
+        """The method's options for one layer, as its adapter gets them."""
+        return followed(self.method_config.at(layer), self.patterns, self.use_rslora, layer.name)
 
     @classmethod
     def build(cls, method: str, **keywords: Any) -> LorachordConfig:

@@ -8,12 +8,13 @@ marks do not outlive a copy of the model, and a model that was made from a confi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorachord.messages import suggest
 from lorachord.tuner.peft_config import LorachordConfig
 
 HEAD_NAMES = ("classifier", "score", "logits_proj", "classification_head")
@@ -37,6 +38,29 @@ def trained_in_full(model: nn.Module, config: LorachordConfig | LoraConfig) -> t
 def inside(name: str, parts: tuple[str, ...]) -> bool:
     """Whether a module is one of some parts, or within one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def check_tokens(model: nn.Module, chosen: Sequence[int] | Mapping[str, Sequence[int]] | None) -> None:
+    """Whether a model has the tokens whose embeddings are trained.
+
+    Args:
+        chosen: `trainable_token_indices`.
+
+    Raises:
+        ValueError: a name that is no embedding's, or a token that there is not; the embedding is named.
+    """
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    if isinstance(chosen, Mapping):
+        lists = dict(chosen)
+    else:
+        own = [name for name, module in tables.items() if chosen and module is model.get_input_embeddings()]  # type: ignore[operator]
+        lists = dict.fromkeys(own, chosen or ())
+    for key, indices in lists.items():
+        sizes = [table.num_embeddings for name, table in tables.items() if f".{name}".endswith(f".{key}")]
+        if not sizes:
+            raise ValueError(f"trainable_token_indices names {key!r}, which is no embedding. {suggest(key, tables)}")
+        if max(indices, default=-1) >= min(sizes):
+            raise ValueError(f"trainable_token_indices names token {max(indices)}, and {key} has {min(sizes)} tokens.")
 
 
 def add_parts(model: nn.Module, config: LorachordConfig | LoraConfig) -> None:

@@ -194,6 +194,7 @@ def test_missing_weights_are_refused(tmp_path: Path):
     ("settings", "message"),
     [
         ({"use_dora": True}, "DoRA adapter, which rescales"),
+        ({"trainable_token_indices": [3]}, "has trained tokens"),
         ({"bias": "all"}, "trained biases"),
         ({"modules_to_save": ["pooler"]}, "pooler.*trained in full"),
     ],
