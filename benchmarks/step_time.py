@@ -26,6 +26,8 @@ on 16 x 256 tokens, and `llama_8b` (3 blocks of 4,096) on 16 x 1,024. One build.
 - `calibration`: the work before training with 500 samples a task, in steps of PEFT's LoRA, timed once. On the CPU
   alone, and not with `--quick`.
 - `limit`: forward and backward alone, over those of the frozen model to its inputs.
+- `compiled`, and nothing else, with `--compile`: a step of ours through compiled blocks over ours as it is, and over
+  PEFT's LoRA through compiled blocks. One build; `--quick` has `lora` on one model alone: compilers take time.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "thanora": ("thanora", {"init": "kaiming", "allocation": "uniform"}),
     "allot (all split)": ("allot", {"choose": "all"}),
 }
+QUICK_COMPILED = ("lora",)
 WITHOUT_BOUND = ("moelora (64 tokens)",)
 ROUTED = ("hydralora", "mosld", "mode", "malora", "moelora", "mixlora", "mor1e", "thanora")
 """Methods with a router or a loss of their own."""
@@ -206,6 +209,21 @@ def limits(work: Workload) -> Iterator[Result]:
         yield Result(f"limit: {name} / frozen", value, error=error)
 
 
+def compiled(work: Workload) -> Iterator[Result]:
+    for case in QUICK_COMPILED if work.quick else CASES:
+        model = work.ours(*CASES[case])
+        against = f"PEFT LoRA r {width_of(model)}"
+        steps = {
+            "compiled": work.step_of(model, compiled=True),
+            "plain": work.step_of(work.ours(*CASES[case])),
+            against: work.step_of(peft_lora(work, width_of(model)), compiled=True),
+        }
+        rounds = interleave(steps, num_pairs=3 if work.quick else 21, num_warmup=3)
+        for other, words in (("plain", f"{case}, compiled / plain"), (against, f"{case} / {against}, both compiled")):
+            value, error = rounds.ratio_and_error("compiled", other)
+            yield Result(f"compiled: {words}", value, error=error)
+
+
 def benchmark(work: Workload) -> Iterator[Result]:
     # A quick run leaves out what has no bound or hardly differs from another, and all loops but one.
     left_out = (*WITHOUT_BOUND, "mixlora (frozen hash)", "mtl_lora (8 ups)", "mode (8 experts)") if work.quick else ()
@@ -226,13 +244,16 @@ def benchmark(work: Workload) -> Iterator[Result]:
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train; default cpu")
+    parser.add_argument("--compile", action="store_true", help="steps through compiled blocks, and nothing else")
     arguments = vars(parser.parse_args())
-    device = arguments.pop("device")
+    device, rows_of = arguments.pop("device"), compiled if arguments.pop("compile") else benchmark
     options = Options(**arguments)
     torch.set_num_threads(NUM_THREADS)
     names = ("llama", "minilm") if device == "cpu" else ("llama_1b", "llama_8b")
+    if options.quick and rows_of is compiled:
+        names = names[:1]
     workloads = (Workload(name, options.quick, device) for name in names)
-    rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in benchmark(work))
+    rows = (replace(row, case=f"{work.name} {row.case}") for work in workloads for row in rows_of(work))
     return report(rows, options)
 
 

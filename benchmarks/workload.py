@@ -15,6 +15,7 @@ import lorachord as lc
 from harness import Step
 from loops import Loop
 from lorachord.core.adapter import Adapter
+from lorachord.training.compiled import CompiledBlocks
 from lorachord.tuner.layer import LorachordLinear
 
 TASKS = ("a", "b", "c", "d")
@@ -147,15 +148,18 @@ class Workload:
 
         return forward
 
-    def step_of(self, model: nn.Module, *, optimise: bool = True) -> Step:
+    def step_of(self, model: nn.Module, *, optimise: bool = True, compiled: bool = False) -> Step:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Fused, as the Trainer has it by default.
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if optimise else None
         loops = [module for module in model.modules() if isinstance(module, Loop)]
         forward, ours = self.forward_of(model), bool(adapters_of(model))
+        blocks = CompiledBlocks(model) if compiled else None
 
         def step() -> None:
-            loss = (forward() * self.weight_BLV).sum()
+            with nullcontext() if blocks is None else blocks.called(model):
+                output_BLV = forward()
+            loss = (output_BLV * self.weight_BLV).sum()
             penalties = [lc.penalty(model)] if ours else [layer.penalty for layer in loops if layer.penalty is not None]
             sum(penalties, start=loss).backward()
             if optimizer is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -90,8 +91,11 @@ class Pass(nn.Module, ABC):
                 "`with lorachord.on_task(model, tasks):`, in the thread or coroutine that makes it, or pass "
                 "`lorachord_tasks=` to the model."
             )
-        if ctx.prepared is not None and self._single(x, ctx):
-            return self._lean(x, frozen, ctx, ctx.prepared, alone)
+        if ctx.prepared is not None:
+            if self._single(x, ctx):
+                return self._lean(x, frozen, ctx, ctx.prepared, alone)
+            # What is in there was not compared with the weights.
+            ctx = replace(ctx, prepared=None)
         # Where nothing is differentiated, no gradients are collected.
         probes = self.probes if torch.is_grad_enabled() else None
         aligned = self.aligned if self.training else None
@@ -169,9 +173,15 @@ class Pass(nn.Module, ABC):
     @final
     def shared_core(self, ctx: Context) -> Tensor:
         """`core_weight()` as `core` must use it: (1, *C), or (B, *C) while gradients per task are collected."""
+        found = None if ctx.prepared is None else ctx.prepared.get(self)
+        if found is not None and found.core_1C:
+            return found.core_1C[0]
         weight_C, probe_BC = self.core_weight(), self.core_probe(ctx)
         assert weight_C is not None, "there is no core_weight"
-        return weight_C.unsqueeze(0) if probe_BC is None else weight_C.detach() + probe_BC
+        weight_BC = weight_C.unsqueeze(0) if probe_BC is None else weight_C.detach() + probe_BC
+        if found is not None:
+            found.core_1C.append(weight_BC)
+        return weight_BC
 
     @final
     def core_probe(self, ctx: Context) -> Tensor | None:

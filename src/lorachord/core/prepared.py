@@ -12,7 +12,7 @@ router.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class Prepared:
         scale: s.
         num_down: R.
         routed: whether the core depends on the input, so that it must be asked.
+        core_1C: the core's shared weight, once such a core has asked for it: an empty list, or it alone.
     """
 
     made_of: tuple[tuple[Tensor, Tensor], ...]
@@ -50,6 +51,7 @@ class Prepared:
     scale: float
     num_down: int
     routed: bool
+    core_1C: list[Tensor] = field(default_factory=list)
 
     def holds(self, adapter: nn.Module, dtype: torch.dtype, runs: Runs | None) -> bool:
         """Whether it is what would be made now."""

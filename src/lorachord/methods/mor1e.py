@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorachord.core.config import MethodConfig, option
@@ -139,10 +140,10 @@ class MoR1E(PromptLevel):
         weights_X2 = self.shared_core(ctx)
         gated_BLS, load_C = gate_rank_one(h_BLR, logits_BLC, ctx.cosines_BC, weights_X2, mask_BL, recording=recording)
         if load_C is not None:
-            clusters_C = torch.zeros_like(load_C)
+            counts_C2 = F.pad(load_C.detach().unsqueeze(1), (0, 1))
             # A prompt's cluster counts once, in the pass over the prompt.
             if ctx.recalled is None:
                 nearest_B = ctx.cosines_BC.argmax(1)
-                clusters_C.index_add_(0, nearest_B, clusters_C.new_ones(len(nearest_B)))
-            self.count(torch.stack([load_C.detach(), clusters_C], dim=1))
+                counts_C2[:, 1].index_add_(0, nearest_B, counts_C2.new_ones(len(nearest_B)))
+            self.count(counts_C2)
         return gated_BLS
