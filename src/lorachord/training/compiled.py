@@ -14,6 +14,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from lorachord.core.adapter import Adapter
+from lorachord.core.context import Mixing
+
 MOST_GRAPHS = 32
 """Of one kind of block, before torch gives up: a first block needs no gradient of its input, a batch may be of one task
 or one row, or have no padding, and a method may have other sizes in other layers."""
@@ -30,7 +33,8 @@ class CompiledBlocks:
         backend: of `torch.compile`. Default inductor, which on a CPU needs a C++ compiler.
 
     Raises:
-        ValueError: no block in a `nn.ModuleList` has an adapter.
+        ValueError: no block in a `nn.ModuleList` has an adapter; or the method looks at the input, and inductor would
+            fix its kernels to the sizes of the first batch.
     """
 
     def __init__(self, model: nn.Module, backend: str = "inductor") -> None:
@@ -39,6 +43,12 @@ class CompiledBlocks:
             raise ValueError(
                 f"{type(model).__name__} has no repeated blocks (nn.ModuleList) with adapters, which are what is "
                 "compiled: leave out compile."
+            )
+        adapters = [part for part in model.modules() if isinstance(part, Adapter)]
+        if backend == "inductor" and any(adapter.mixing is Mixing.INPUT for adapter in adapters):
+            raise ValueError(
+                f"{adapters[0].method} cannot be compiled: inductor fixes its kernels to the sizes of the first batch. "
+                "Leave out compile."
             )
         self.forwards = {block: _compiled(block, backend) for block in blocks}
         self.started = False
