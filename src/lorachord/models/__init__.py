@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorachord.models.catalogue import CATALOGUE, Packaged
 from lorachord.models.fetch import fetch
-from lorachord.models.resolve import model_folder, resolve
+from lorachord.models.resolve import model_folder, name_on_hub, resolve
 
 if TYPE_CHECKING:
     from lorachord.models.pretrained import load_decoder, load_encoder
 
-__all__ = ["CATALOGUE", "Packaged", "fetch", "load_decoder", "load_encoder", "model_folder", "resolve"]
+__all__ = ["CATALOGUE", "Packaged", "fetch", "load_decoder", "load_encoder", "model_folder", "name_on_hub", "resolve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,24 @@ def model_folder(name: str, beside: str | Path = ".") -> Path | None:
     return None if path is not None and bare and not path.exists() else path
 
 
+def name_on_hub(name: str | None) -> str | None:
+    """The hub's name of a base, for a model card. None where it is not known; a path on this machine is none.
+
+    Args:
+        name: as for `resolve`, or what a model was loaded from.
+
+    >>> name_on_hub("hub:owner/name"), name_on_hub("minilm"), name_on_hub("./somewhere"), name_on_hub(None)
+    ('owner/name', 'sentence-transformers/all-MiniLM-L6-v2', None, None)
+    """
+    if not name:
+        return None
+    folder = model_folder(name)
+    packaged = name if folder is None else folder.name if folder.parent == cache_folder() else None
+    if packaged in CATALOGUE:
+        return CATALOGUE[packaged].hub
+    return name.removeprefix(HUB) if folder is None else None
+
+
 def resolve(name: str, gguf_file: str | None = None) -> str:
     """What `from_pretrained` loads for a name: a local folder, or a name on the hub.
 

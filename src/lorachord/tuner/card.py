@@ -11,6 +11,16 @@ from peft import PeftConfig
 
 from lorachord.core.context import Mixing
 from lorachord.core.registry import get_method
+from lorachord.models.resolve import name_on_hub
+
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "CAUSAL_LM": "text-generation",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+"""What the hub calls the work of a model, by PEFT's type of task. PEFT's others have no name there."""
 
 
 def write_card(folder: Path, config: PeftConfig, method: str, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -51,16 +61,22 @@ def write_export_card(folder: Path, config: PeftConfig, method: str, task: str |
 
 
 def _base(config: PeftConfig) -> str:
-    return f"`{config.base_model_name_or_path}`" if config.base_model_name_or_path else "not named"
+    name = name_on_hub(config.base_model_name_or_path)
+    return f"`{name}`" if name else "not named"
 
 
 def _write(folder: Path, config: PeftConfig, body: str) -> None:
     path = folder / "README.md"
     if path.is_file():
-        # PEFT has written one already: its metadata stay.
+        # PEFT has written one already: its other metadata stay.
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         card.text = body
     else:
-        data = ModelCardData(library_name="peft", base_model=config.base_model_name_or_path, tags=["lorachord", "lora"])
-        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+        card = ModelCard(f"---\n{ModelCardData(library_name='peft').to_yaml()}\n---\n\n{body}")
+    base, data = name_on_hub(config.base_model_name_or_path), card.data
+    assert isinstance(data, ModelCardData)
+    data.base_model, data.pipeline_tag = base, PIPELINES.get(str(config.task_type))
+    # PEFT's tags name what it was given, which may be a folder here.
+    tags = [tag for tag in data.tags or () if not tag.startswith("base_model:")]
+    data.tags = list(dict.fromkeys([*tags, *([f"base_model:adapter:{base}"] if base else ()), "lorachord", "lora"]))
     card.save(path)
