@@ -9,11 +9,9 @@ from transformers import TrainingArguments
 
 import lorachord as lc
 from lorachord.core.registry import all_methods
-from lorachord.runs.train import train
 from lorachord.training.compiled import CompiledBlocks
 from lorachord.training.trainer import MultiTaskTrainer
 from tests import tiny_data
-from tests.integration.test_runs import interrupt, logged
 from tests.tiny_models import perturb, tiny, token_ids
 
 # Naming torchao's enums costs torch.compile a warning.
@@ -165,28 +163,6 @@ def test_a_model_without_blocks_is_refused() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     with pytest.raises(ValueError, match="no repeated blocks"):
         CompiledBlocks(lc.attach(model, "lora", tasks=TASKS, target_modules=["0"]))
-
-
-@pytest.mark.slow
-def test_a_compiled_run_learns_what_a_plain_one_does_and_can_be_resumed(
-    tiny_bert: Path, task_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    method = {"name": "mtl_lora"}
-    training = {"max_steps": 5, "save_every": 2}
-    made = [
-        tiny_data.recipe(tiny_bert, "colour", "choice", method=method, training={**training, "compile": compiled})
-        for compiled in (False, True)
-    ]
-    plain = train(made[0], tmp_path / "plain", data_dir=task_files)
-    whole = train(made[1], tmp_path / "whole", data_dir=task_files)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train(made[1], tmp_path / "broken", data_dir=task_files)
-    resumed = train(made[1], tmp_path / "broken", data_dir=task_files, resume=True)
-    for run in (whole, resumed):
-        losses, wanted = (torch.tensor(logged(one.path, "loss")) for one in (run, plain))
-        torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_compile_and_checkpointing_exclude_each_other(tiny_bert: Path, tmp_path: Path) -> None:
