@@ -1,6 +1,7 @@
 """Training through compiled blocks: the same losses and gradients, by whole graphs, and few of them."""
 
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -130,21 +131,32 @@ def test_heads_for_each_task_stay_beside_the_compiled_blocks() -> None:
     check("mtl_lora", "eager", "bert")
 
 
+needs_compiler = pytest.mark.skipif(which("g++") is None, reason="inductor needs g++")
+
+
+# Inductor takes 15 to 60 seconds for each.
+@needs_compiler
+def test_inductor_learns_the_same() -> None:
+    check("lora", "inductor")
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
-@pytest.mark.parametrize("method", ["lora", "multilora", "thanora", "mtl_lora", "allot"])
-def test_inductor_learns_the_same(method: str, architecture: str) -> None:
+@pytest.mark.parametrize("method", [name for name in OPTIONS if name != "mor1e"])
+def test_inductor_learns_the_same_with_every_method(method: str, architecture: str) -> None:
     check(method, "inductor", architecture, num_hidden_layers=2)
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_inductor_leaves_surgery_the_same() -> None:
     check("lora", "inductor", rule="ortho_lora")
 
 
-def test_methods_that_inductor_fixes_to_one_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="hydralora cannot be compiled"):
-        CompiledBlocks(adapted("hydralora"))
+def test_a_method_that_would_be_compiled_for_each_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="mor1e cannot be compiled"):
+        CompiledBlocks(adapted("mor1e"))
 
 
 def test_a_model_is_as_it_was_behind_each_pass() -> None:

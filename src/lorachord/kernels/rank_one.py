@@ -65,6 +65,9 @@ class _RankOne(torch.autograd.Function):
         softmax_CBL = torch.softmax(logits_CBL, dim=0)
         h_R1BL = h_BLR.permute(2, 0, 1).unsqueeze(1)
         cosines_CB1, weights_X2 = cosines_BC.t().unsqueeze(2).to(wide), weights_X2.to(wide)
+        if torch.compiler.is_compiling():
+            # Inductor takes the strides of a saved view for those of every batch.
+            h_R1BL = h_R1BL.contiguous()
         ctx.save_for_backward(h_R1BL, softmax_CBL, cosines_CB1, weights_X2)
         ctx.dtype = h_BLR.dtype
         token_1X1, prompt_1X1 = weights_X2[None, :, :, None].unbind(2)
@@ -98,7 +101,7 @@ class _RankOne(torch.autograd.Function):
         token_1X1, prompt_1X1 = weights_X2[None, :, :, None].unbind(2)
         torch.mul(token_RBL, token_1X1, out=grad_h_RBL).addcmul_(prompt_RBL, prompt_1X1)
         torch.mul(grad_1SBL, (h_RBL * token_1X1).unsqueeze(1), out=slope_RSBL)
-        through_softmax(slope_RSBL.view(softmax_CBL.shape), softmax_CBL, dim=0, out=grad_logits_CBL)
+        through_softmax(slope_RSBL.reshape(softmax_CBL.shape), softmax_CBL, dim=0, out=grad_logits_CBL)
         every = (1, 3) if len(weights_X2) == num_samples else (1, 2, 3)
         grad_weights_2X = slopes_2RBL.mul_(h_RBL).sum(every).view(2, -1)
         grad_h, grad_logits = (part.permute(1, 2, 0) for part in grad_XBL.to(ctx.dtype).split((num_inputs, num_gates)))

@@ -118,6 +118,9 @@ class _Route(torch.autograd.Function):
             squares_G = over_rows(lse_1GN.square()).squeeze(0) if recording else None
         h_RN = h_BLR.reshape(num_rows, -1).t()
         h_XGPN = h_RN.reshape(num_experts if own_blocks else 1, groups, -1, num_rows)
+        if torch.compiler.is_compiling():
+            # Inductor takes the strides of a saved view for those of every batch.
+            h_XGPN = h_XGPN.contiguous()
         # A recompute saves as much as the pass, whether it records or not.
         ctx.save_for_backward(h_XGPN, gates_EGN, probs_EGN if tallied else None, lse_1GN, mask_N, rows_BM)
         ctx.shapes, ctx.dtype = (h_BLR.shape, logits_BLX.shape), logits_BLX.dtype

@@ -14,8 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from lorachord.core.adapter import Adapter
-from lorachord.core.context import Mixing
+from lorachord.families.by_prompt import PromptLevel
 
 MOST_GRAPHS = 32
 """Of one kind of block, before torch gives up: a first block needs no gradient of its input, a batch may be of one task
@@ -33,8 +32,8 @@ class CompiledBlocks:
         backend: of `torch.compile`. Default inductor, which on a CPU needs a C++ compiler.
 
     Raises:
-        ValueError: no block in a `nn.ModuleList` has an adapter; or the method looks at the input, and inductor would
-            fix its kernels to the sizes of the first batch.
+        ValueError: no block in a `nn.ModuleList` has an adapter; or the method looks at prompts' embeddings, and each
+            size of a batch would be compiled anew.
     """
 
     def __init__(self, model: nn.Module, backend: str = "inductor") -> None:
@@ -44,11 +43,11 @@ class CompiledBlocks:
                 f"{type(model).__name__} has no repeated blocks (nn.ModuleList) with adapters, which are what is "
                 "compiled: leave out compile."
             )
-        adapters = [part for part in model.modules() if isinstance(part, Adapter)]
-        if backend == "inductor" and any(adapter.mixing is Mixing.INPUT for adapter in adapters):
+        embedding = [part for part in model.modules() if isinstance(part, PromptLevel) and part.embeds]
+        if backend == "inductor" and embedding:
             raise ValueError(
-                f"{adapters[0].method} cannot be compiled: inductor fixes its kernels to the sizes of the first batch. "
-                "Leave out compile."
+                f"{embedding[0].method} cannot be compiled: each size of a batch would be compiled anew. Leave out "
+                "compile."
             )
         self.forwards = {block: _compiled(block, backend) for block in blocks}
         self.started = False
