@@ -22,10 +22,16 @@ from lorachord.tuner.state import SharedState
 
 
 def linear_features(module: nn.Module) -> tuple[int, int] | None:
-    """(d_in, d_out) of a layer that can be adapted: Linear, GPT-2's Conv1D, a quantised linear; None for others."""
+    """(d_in, d_out) of a layer that can be adapted: Linear, GPT-2's Conv1D, a quantised linear; None for others.
+
+    Of transformers' own kinds of Linear, some compute something else: the choice of a router, a grouped product.
+    """
     if isinstance(module, Conv1D):
         d_in, d_out = module.weight.shape
         return d_in, d_out
+    cls = type(module)
+    if cls.__module__.startswith("transformers.models.") and cls.forward is not nn.Linear.forward:
+        return None
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     backend = resolve_quantization_backend(module, get_apply_tensor_subclass=None)

@@ -41,12 +41,12 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     _maybe_include_all_linear_layers(config, model)
     modules = _outer_modules(model)
     never = uncalled(model, modules)
+    features = {name: linear_features(module) for name, module in modules.items()}
     if all_linear:
         # PEFT's expansion goes into the heads that another adapter has wrapped.
         found = set(config.target_modules or ()) & modules.keys()
-        config.target_modules = found - never  # type: ignore[assignment]
+        config.target_modules = {name for name in found - never if features[name]}  # type: ignore[assignment]
         warn_of_uncalled(found & never)
-    features = {name: linear_features(module) for name, module in modules.items()}
     blocks = _blocks([name for name, size in features.items() if size is not None])
     num_blocks = 1 + max(blocks.values(), default=0)
     _check_names(config, modules, features)
