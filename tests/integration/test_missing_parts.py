@@ -234,6 +234,42 @@ def test_a_larger_vocabulary_is_no_missing_part(tmp_path: Path) -> None:
     assert lacking(model) == []
 
 
+HEADED = {
+    ("llama", "CausalLM"): {"lm_head"},
+    ("llama", "TokenClassification"): {"classifier", "score"},
+    ("llama", "QuestionAnswering"): {"qa_outputs"},
+    ("gpt2", "TokenClassification"): {"classifier", "score"},
+    ("bert", "TokenClassification"): {"classifier", "score"},
+    ("bert", "QuestionAnswering"): {"qa_outputs"},
+    ("bert", "MaskedLM"): {"cls.predictions"},
+}
+"""What is trained in full beside an adapter of a headless checkpoint, by the architecture and the kind of head."""
+
+
+@pytest.mark.parametrize(("architecture", "kind"), HEADED)
+def test_every_kind_of_head_that_a_checkpoint_lacks_comes_back(architecture: str, kind: str, tmp_path: Path) -> None:
+    whole = tiny(architecture, **({"num_labels": 2} if architecture == "bert" else {}))
+    whole.base_model.save_pretrained(tmp_path / "base")
+
+    def base(seed: int) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        cls: type[PreTrainedModel] = getattr(transformers, f"AutoModelFor{kind}")
+        return cls.from_pretrained(tmp_path / "base").eval()
+
+    def answer(model: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=token_ids())[0]
+
+    model = lc.attach(base(1), "lora", r=2)
+    assert set(model.peft_config["default"].modules_to_save) == HEADED[architecture, kind]
+    perturb(model, 0.1)
+    model.save_pretrained(tmp_path / "saved")
+    lc.export_lora(model, tmp_path / "lora")
+    for seed, folder in ((2, "saved"), (3, "lora")):
+        again = PeftModel.from_pretrained(base(seed), tmp_path / folder).eval()
+        torch.testing.assert_close(answer(again), answer(model), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["lora", "peft_lora"])
 @pytest.mark.parametrize("heads", [False, True])
 def test_a_model_whose_names_end_alike_attaches_with_the_defaults(method: str, heads: bool) -> None:

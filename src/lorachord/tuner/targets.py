@@ -45,7 +45,8 @@ def plan(model: nn.Module, config: LorachordConfig) -> list[LayerSpec]:
     if all_linear:
         # PEFT's expansion goes into the heads that another adapter has wrapped.
         found = set(config.target_modules or ()) & modules.keys()
-        config.target_modules = {name for name in found - never if features[name]}  # type: ignore[assignment]
+        chosen = {name for name in found - never if features[name] and not inside(name, parts)}
+        config.target_modules = chosen  # type: ignore[assignment]
         warn_of_uncalled(found & never)
     blocks = _blocks([name for name, size in features.items() if size is not None])
     num_blocks = 1 + max(blocks.values(), default=0)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from peft import LoraConfig
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lorachord.messages import suggest
 from lorachord.tuner.peft_config import LorachordConfig
@@ -105,15 +105,15 @@ def warn_of_lost_parts(model: nn.Module, config: LorachordConfig | LoraConfig) -
 def lacking(model: nn.Module) -> list[str]:
     """The names of the largest modules of which a checkpoint has held nothing, and of layers of which it lacks some.
 
-    The output layer of a language model is left out: transformers makes it anew when the vocabulary grows, and PEFT
-    then saves it.
+    The output layer of a language model is left out where the vocabulary has grown: transformers makes it anew then,
+    and PEFT saves it.
     """
     if not isinstance(model, PreTrainedModel):
         return []
     weights = (parameter for _, module in own_modules(model) for parameter in module.parameters(recurse=False))
     if not any(_is_read(parameter) for parameter in weights):
         return []
-    output = model.get_output_embeddings()
+    output = None if _has_its_vocabulary(model) else model.get_output_embeddings()
     known, absent = set[str](), list[str]()
     for name, module in own_modules(model):
         drawn = READ in vars(module) and module is not output
@@ -123,7 +123,19 @@ def lacking(model: nn.Module) -> list[str]:
             else:
                 known.update(_upwards(name))
     largest = [next((whole for whole in reversed(_upwards(name)) if whole not in known), name) for name in absent]
-    return list(dict.fromkeys(largest))
+    found = dict.fromkeys(largest)
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _has_its_vocabulary(model: PreTrainedModel) -> bool:
+    """Whether a model's output layer has as many words as its checkpoint's config; false where that is not known."""
+    output = model.get_output_embeddings()
+    try:
+        saved, _ = PretrainedConfig.get_config_dict(model.name_or_path or "", local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    saved = saved.get("text_config", saved)
+    return output is not None and len(output.weight) == saved.get("vocab_size")
 
 
 def _is_read(parameter: nn.Parameter) -> bool:
