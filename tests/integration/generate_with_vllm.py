@@ -18,11 +18,13 @@ os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 import torch
-from vllm import LLM, SamplingParams
-from vllm.lora.request import LoRARequest
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
+    # Another environment has it.
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
     # vLLM's kernels for bfloat16 use AMX, and leave it to others to ask the system for it.
     torch.cpu._init_amx()
     llm = LLM(

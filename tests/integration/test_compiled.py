@@ -136,15 +136,10 @@ needs_compiler = pytest.mark.skipif(which("g++") is None, reason="inductor needs
 
 # Inductor takes 15 to 60 seconds for each.
 @needs_compiler
-def test_inductor_learns_the_same() -> None:
-    check("lora", "inductor")
-
-
-@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 @pytest.mark.parametrize("method", [name for name in OPTIONS if name != "mor1e"])
-def test_inductor_learns_the_same_with_every_method(method: str, architecture: str) -> None:
+def test_inductor_learns_the_same(method: str, architecture: str) -> None:
     check(method, "inductor", architecture, num_hidden_layers=2)
 
 
